@@ -1,0 +1,95 @@
+"""attach: a value with a chosen gradient, for estimators that look at the values of f."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from ._errors import UnsupportedError
+
+_SECOND = (
+    "the gradient of a score-function estimate is a number, not a function of the logits, so its "
+    "own derivative would be silently wrong. Use a pathwise estimator or Enumerate where a second "
+    "derivative is needed."
+)
+
+
+class _Once(Function):
+    """Pass a gradient on; refuse to be differentiated itself."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(grad: Tensor, x: Tensor) -> Tensor:
+        return grad.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        raise UnsupportedError(_SECOND)
+
+
+class _Attach(Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(value: Tensor, x: Tensor, grad: Tensor) -> Tensor:
+        return value.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        value, x, grad = inputs
+        ctx.lead = value.ndim
+        ctx.save_for_backward(x, grad)
+        ctx.save_for_forward(x, grad)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        x, grad = ctx.saved_tensors
+        (g,) = grads
+        g_x = None
+        if ctx.needs_input_grad[1]:
+            scaled = g.reshape(g.shape + (1,) * (x.ndim - ctx.lead)).to(grad.dtype) * grad
+            g_x = scaled.to(x.dtype)
+            if torch.is_grad_enabled():
+                g_x = _Once.apply(g_x, x)
+        return g, g_x, None
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        x, grad = ctx.saved_tensors
+        t_value, t_x, _ = tangents
+        out = (t_x * grad).sum(tuple(range(ctx.lead, x.ndim)))
+        return out if t_value is None else t_value + out.to(t_value.dtype)
+
+
+def attach(value: Tensor, x: Tensor, grad: Tensor) -> Tensor:
+    r"""Return `value`, whose derivative in `x` is declared to be `grad`.
+
+    Formula: forward ``value``; backward ``g`` goes to value unchanged and ``g * grad`` to x.
+
+    Args:
+        value: (\*lead), with or without a graph of its own, which is kept.
+        x: (\*lead, \*rest), what the gradient goes to.
+        grad: shape of x: row by row, the derivative of the value in that row of x.
+
+    Returns:
+        The value, same shape, dtype and numbers.
+
+    Raises:
+        UnsupportedError: when the gradient is differentiated once more.
+
+    Example:
+        >>> import torch
+        >>> from gradthrough._attach import attach
+        >>> x = torch.zeros(2, 3, requires_grad=True)
+        >>> attach(torch.ones(2), x, torch.full((2, 3), 5.0)).sum().backward()
+        >>> x.grad
+        tensor([[5., 5., 5.],
+                [5., 5., 5.]])
+    """
+    return _Attach.apply(value, x, grad.detach())  # pyright: ignore[reportReturnType]

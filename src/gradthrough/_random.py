@@ -1,0 +1,90 @@
+"""Uniforms, and what is made of them. The only place that calls ``torch.rand``.
+
+All randomness is a float64 tensor of uniforms in [0, 1). Float64, because the grid of float32
+uniforms (2^-24) cannot draw a class of probability 1e-9, and because one meaning for every
+estimator and backend lets two of them be given the same draw.
+"""
+
+import torch
+from torch import Tensor
+
+from ._errors import BackendError
+from ._types import NoiseKind
+
+_GRID = 2.0**-53
+_WORD = 0xFFFFFFFF
+
+
+def noise_shape(kind: NoiseKind, variables: tuple[int, ...], classes: int) -> tuple[int, ...]:
+    """Return the shape of the noise for variables of shape `variables`."""
+    if kind == "variable":
+        return variables
+    if kind == "variable+seed":
+        return (*variables, 2)
+    if kind == "class":
+        return (*variables, classes)
+    return (*variables[:1], 0)
+
+
+def uniforms(
+    shape: tuple[int, ...], device: torch.device, generator: torch.Generator | None
+) -> Tensor:
+    """Draw float64 uniforms in [0, 1) of the given shape."""
+    if generator is not None and generator.device.type != device.type:
+        raise BackendError(
+            f"generator lives on {generator.device}, but the logits on {device}. Make it there: "
+            f"torch.Generator(device={str(device)!r})."
+        )
+    return torch.rand(shape, dtype=torch.float64, device=device, generator=generator)
+
+
+def antithetic(noise: Tensor) -> Tensor:
+    """Mirror uniforms on their grid: u = k/2^53 becomes (2^53 - 1 - k)/2^53, still in [0, 1)."""
+    return (1.0 - _GRID) - noise
+
+
+def exponentials(noise: Tensor, dtype: torch.dtype) -> Tensor:
+    """Turn uniforms into Exp(1) draws, -log1p(-u), finite and positive."""
+    # In float32 a uniform near 1 would round to 1 and give inf; near 0, where the race between
+    # classes is decided, float32 keeps its relative precision.
+    below_one = 1.0 - (2.0**-24 if dtype == torch.float32 else _GRID)
+    return -torch.log1p(-noise.to(dtype).clamp(_GRID / 2, below_one))
+
+
+def gumbels(noise: Tensor, dtype: torch.dtype) -> Tensor:
+    """Turn uniforms into standard Gumbel draws, -log(-log1p(-u))."""
+    return -exponentials(noise, dtype).log()
+
+
+def _mix(x: Tensor) -> Tensor:
+    """Scramble 32-bit words held in int64; no product leaves 63 bits, so nothing overflows."""
+    x = ((x >> 16) ^ x) * 0x45D9F3B & _WORD
+    x = ((x >> 16) ^ x) * 0x45D9F3B & _WORD
+    return (x >> 16) ^ x
+
+
+class CounterExponentials:
+    r"""Exp(1) draws that are a function of (seed of the row, k, class), so never stored.
+
+    `seeds` (\*rows) are uniforms in [0, 1); ``self(k)`` gives the k-th draw, (\*rows, classes).
+    Asking again for the same k gives the same numbers, on every device: the backward recomputes
+    what the surrogate saw.
+    """
+
+    def __init__(self, seeds: Tensor, classes: int, dtype: torch.dtype) -> None:
+        bits = (seeds * 2.0**53).to(torch.int64)
+        low, high = bits & _WORD, bits >> 32
+        counter = torch.arange(1, classes + 1, device=seeds.device)
+        # Two keyed rounds: the class is mixed with the low word of the seed once, each k with the
+        # high word; equal (k + class) never meet because each goes through its own scrambling.
+        self._classes = _mix(_mix(counter * 0x9E3779B1 & _WORD) ^ _mix(low).unsqueeze(-1))
+        self._row = _mix(high ^ 0x5BD1E995) ^ _mix(low ^ 0x2545F491)
+        self._dtype = dtype
+
+    def __call__(self, k: int) -> Tensor:
+        r"""Return the k-th draw, (\*rows, classes)."""
+        step = _mix(self._row ^ ((k + 1) * 0x85EBCA77 & _WORD)).unsqueeze(-1)
+        words = _mix(self._classes ^ step)
+        # Half a step off zero keeps the exponential positive; float32 may round the top to 1.
+        u = (words.to(self._dtype) + 0.5) * 2.0**-32
+        return -torch.log1p(-u.clamp_max(1.0 - 2.0**-24))

@@ -1,0 +1,35 @@
+"""The shape vocabulary and the few types that every layer shares.
+
+Shapes are written with these letters everywhere:
+
+* ``N``: samples, the leading dim of points and values.
+* ``*batch``: independent rows, one value of f each.
+* ``*event``: several variables that f sees jointly in one row.
+* ``C``: classes of one categorical variable, always the last dim.
+
+A categorical point is one-hot, ``(N, *batch, *event, C)``; a Bernoulli point is 0 or 1,
+``(N, *batch, *event)``; values of f are ``(N, *batch)``.
+"""
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Backend = Literal["auto", "eager"]
+"""Which code runs a kernel. A backend asked for by name runs or raises."""
+
+NoiseKind = Literal["none", "variable", "variable+seed", "class"]
+"""What an estimator draws: nothing, one uniform for each variable, that and the seed of a
+counter, or one uniform for each class."""
+
+Objective = Callable[[Tensor], Tensor]
+"""f: points ``(N, *batch, *event[, C])`` to values ``(N, *batch)``."""
+
+FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
+def compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype that arithmetic runs in: float32 or better."""
+    return torch.float64 if dtype == torch.float64 else torch.float32

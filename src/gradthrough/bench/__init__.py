@@ -1,0 +1,1 @@
+"""Bench: tasks, data, one training loop, records and reports. Needs the extra `bench`."""

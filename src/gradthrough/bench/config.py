@@ -1,0 +1,90 @@
+"""The configuration of one run: plain data, with a key made from its content."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, get_args
+
+from .._errors import ConfigError, DomainError
+from ..estimators import ESTIMATORS, AbstractEstimator, estimator
+
+Optimizer = Literal["adam", "radam", "sgd"]
+Precision = Literal["32-true", "64-true", "bf16-mixed", "16-mixed"]
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that can move a result.
+
+    Args:
+        task: key of ``TASKS``.
+        task_options: its fields, all of them: a default that changes later is another run.
+        estimator: key of ``ESTIMATORS``.
+        estimator_options: fields of its class; what is left out has its default.
+        samples: samples for each example and step, >= 1; None: as few as the estimator takes.
+        optimizer: adam, radam or sgd.
+        lr: learning rate, > 0.
+        batch_size: examples for each step, >= 1.
+        epochs: passes over the training data, >= 1.
+        seed: of everything random.
+        precision: what lightning-fabric calls it.
+
+    Raises:
+        ConfigError: unknown names.
+        DomainError: a number out of range.
+
+    Example:
+        >>> from gradthrough.bench.config import RunConfig
+        >>> len(RunConfig("vae", {}, "reinmax", {"tau": 1.3}).key)
+        12
+    """
+
+    task: str
+    task_options: Mapping[str, Any]
+    estimator: str
+    estimator_options: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    samples: int | None = None
+    optimizer: Optimizer = "adam"
+    lr: float = 5e-4
+    batch_size: int = 100
+    epochs: int = 160
+    seed: int = 0
+    precision: Precision = "32-true"
+
+    def __post_init__(self) -> None:
+        built = self.build_estimator()  # refuses unknown keys and options
+        if self.samples is None:
+            object.__setattr__(self, "samples", built.traits.min_samples)
+        for name, known in (("optimizer", Optimizer), ("precision", Precision)):
+            if getattr(self, name) not in get_args(known):
+                raise ConfigError(
+                    f"{name} is {getattr(self, name)!r}, but must be one of "
+                    f"{', '.join(get_args(known))}."
+                )
+        for name in ("samples", "batch_size", "epochs"):
+            if getattr(self, name) < 1:
+                raise DomainError(f"{name} must be at least 1, but is {getattr(self, name)}.")
+        if not 0 < self.lr < float("inf"):
+            raise DomainError(f"lr must be finite and above 0, but is {self.lr}.")
+
+    def build_estimator(self) -> AbstractEstimator:
+        """Return the estimator that the run uses."""
+        return estimator(self.estimator, **self.estimator_options)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain data, ready for JSON."""
+        return asdict(self)
+
+    @property
+    def key(self) -> str:
+        """SHA256 of the canonical JSON, 12 hex digits."""
+        text = json.dumps(self.as_dict(), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+    @property
+    def label(self) -> str:
+        """The estimator with its options, as a person would say it."""
+        options = ", ".join(f"{k}={v}" for k, v in self.estimator_options.items())
+        name = ESTIMATORS[self.estimator].__name__
+        return f"{name}({options})"

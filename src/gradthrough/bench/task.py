@@ -1,0 +1,74 @@
+"""What a task is: a model, its data, a loss that leaves the estimator open, and its metrics."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ..distributions.base import Distribution
+from ..estimators.base import AbstractEstimator
+from ..expect import Bound
+from .seeds import Seeds
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A number that a task reports.
+
+    Args:
+        name: as it stands in the records.
+        unit: of the number.
+        better: which way is better.
+        title: as it stands in tables and figures.
+    """
+
+    name: str
+    unit: str
+    better: str
+    title: str
+
+
+class AbstractTask(abc.ABC):
+    """A problem to train on. Subclasses are frozen dataclasses: their fields are the options."""
+
+    name: ClassVar[str]
+    metrics: ClassVar[tuple[Metric, ...]]  # the first is the headline
+
+    @abc.abstractmethod
+    def prepare(self, device: torch.device) -> None:
+        """Load the data and put it on the device."""
+
+    @abc.abstractmethod
+    def model(self, seeds: Seeds) -> nn.Module:
+        """Return a model with fresh weights; torch's global state is left as it was."""
+
+    @abc.abstractmethod
+    def batches(self, split: str, seeds: Seeds, *, epoch: int, size: int) -> Iterator[Tensor]:
+        """Yield the batches of one pass, shuffled for the split "train"."""
+
+    @abc.abstractmethod
+    def losses(self, model: nn.Module, batch: Tensor, expect: Bound) -> Tensor:
+        """Return the losses (B,) of a batch; every random choice goes through `expect`."""
+
+    @abc.abstractmethod
+    def evaluate(
+        self, model: nn.Module, split: str, seeds: Seeds, *, final: bool = False
+    ) -> dict[str, float]:
+        """Return the metrics of a split, with `final` the costly ones only; {} without data."""
+
+    @abc.abstractmethod
+    def latent(self, model: nn.Module, batch: Tensor) -> Distribution:
+        """Return the law of the latents of a batch, for probes of the gradient."""
+
+    def refuses(self, estimator: AbstractEstimator) -> str | None:
+        """Return why the task cannot be trained with an estimator, or None."""
+        return None
+
+    def pictures(self, model: nn.Module, seeds: Seeds) -> dict[str, Tensor]:
+        """Return grey pictures (height, width) in [0, 1] to look at, by name."""
+        return {}

@@ -1,0 +1,55 @@
+"""Conversion to our distributions: from bare logits and from torch.distributions."""
+
+import torch.distributions as td
+from torch import Tensor
+
+from .._errors import UnsupportedError
+from .base import Distribution
+from .bernoulli import Bernoulli
+from .categorical import Categorical
+
+
+def as_distribution(x: object) -> Distribution:
+    r"""Turn logits or a torch distribution into one of ours.
+
+    A tensor is the logits of ``Categorical(x)``. ``td.Categorical``, ``td.OneHotCategorical``
+    (also straight-through), ``td.Bernoulli`` and ``td.Independent`` of these keep their graph;
+    reinterpreted batch dims become event dims.
+
+    Args:
+        x: Tensor (\*batch, C), a Distribution, or one of torch.distributions.
+
+    Returns:
+        The distribution. Points of a categorical are one-hot, also where torch's are indices.
+
+    Raises:
+        UnsupportedError: anything else, with what could be given instead.
+
+    Example:
+        >>> import torch, gradthrough as gt
+        >>> base = torch.distributions.OneHotCategorical(logits=torch.zeros(32, 4, 8))
+        >>> gt.as_distribution(torch.distributions.Independent(base, 1))
+        Categorical(logits=(32, 4, 8), event_dims=1)
+    """
+    if isinstance(x, Distribution):
+        return x
+    if isinstance(x, Tensor):
+        return Categorical(x)
+    event_dims = 0
+    base = x
+    while isinstance(base, td.Independent):
+        event_dims += base.reinterpreted_batch_ndims
+        base = base.base_dist
+    # torch derives logits from probs by clamping them away from 0; start from what was given.
+    given = "logits" if "logits" in getattr(base, "__dict__", {}) else "probs"
+    if isinstance(base, td.Categorical | td.OneHotCategorical):
+        inner = getattr(base, "_categorical", base)
+        given = "logits" if "logits" in inner.__dict__ else "probs"
+        return Categorical(**{given: getattr(inner, given)}, event_dims=event_dims)
+    if isinstance(base, td.Bernoulli):
+        return Bernoulli(**{given: getattr(base, given)}, event_dims=event_dims)
+    raise UnsupportedError(
+        f"expected logits or a discrete distribution, but a {type(base).__name__} came. Wanted: a "
+        "Tensor of logits, gradthrough.Categorical, gradthrough.Bernoulli, or "
+        "torch.distributions.Categorical, OneHotCategorical, Bernoulli, Independent of these."
+    )

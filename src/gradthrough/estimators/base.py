@@ -1,0 +1,214 @@
+"""What an estimator is: traits, the ask / tell interface, and the two abstract kinds."""
+
+from __future__ import annotations
+
+import abc
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .._attach import attach
+from .._errors import DomainError, ShapeError, UnsupportedError
+from .._random import noise_shape, uniforms
+from .._types import FLOATS, Backend, NoiseKind, compute_dtype
+from ..distributions.base import Distribution, check_noise
+from ..kernels.dispatch import draw, launch
+from ..kernels.eager import AbstractKernel
+
+Exactness = Literal["none", "affine", "quadratic", "all"]
+
+
+@dataclass(frozen=True)
+class Traits:
+    """What an estimator promises, as data: read by tests, audit, docs table and CLI."""
+
+    unbiased: bool  # the mean gradient is exact for every f
+    families: frozenset[str]
+    reference: str
+    exact_for: Exactness = "none"  # the richest f for which the mean is exact, at tau = 1
+    noise: NoiseKind = "variable"
+    min_samples: int = 1  # 2: leave-one-out
+    pathwise: bool = False  # differentiates f at the sample, through the sample
+    relaxed: bool = False  # the sample is soft: the value estimates E f(soft)
+    needs_point_gradients: bool = False  # the evaluator hands in the gradient of f at points
+    needs_relaxed_points: bool = False  # f must accept points off the corners
+    many_draws: bool = False  # may serve several latents of one Rollout
+
+
+class Draw(NamedTuple):
+    """Where f is wanted."""
+
+    points: Tensor  # (N, *batch, *event[, C])
+    dist: Distribution  # expanded over dim 0; its logits receive the gradient
+    aux: tuple[Tensor, ...] = ()
+
+
+class Estimate(NamedTuple):
+    """What follows from the values of f."""
+
+    value: Tensor  # (*batch,); backward through it is the estimator
+    tuning_loss: Tensor | None = None  # reaches the estimator's own tensors and nothing else
+
+
+class AbstractEstimator(abc.ABC):
+    """A value with a chosen gradient, in ask / tell form.
+
+    `noise` makes the randomness, `draw` says where f is wanted, someone else evaluates f, and
+    `combine` turns its values into the estimate.
+    """
+
+    traits: ClassVar[Traits]
+
+    def noise_shape(self, dist: Distribution) -> tuple[int, ...]:
+        """Return the shape of the noise for an expanded distribution."""
+        return noise_shape(self.traits.noise, dist.variables, dist.classes)
+
+    def noise(self, dist: Distribution, *, generator: torch.Generator | None = None) -> Tensor:
+        r"""Draw the noise for a distribution expanded to (samples, \*batch, ...)."""
+        return uniforms(self.noise_shape(dist), dist.logits.device, generator)
+
+    @abc.abstractmethod
+    def draw(self, dist: Distribution, noise: Tensor) -> Draw:
+        r"""Ask: turn noise into points, for a distribution expanded to (samples, \*batch, ...)."""
+
+    @abc.abstractmethod
+    def combine(
+        self, draws: Sequence[Draw], values: Tensor, point_gradients: Tensor | None = None
+    ) -> Estimate:
+        r"""Tell: turn values (N, \*batch) at the points of the draws into the estimate."""
+
+    def evaluations(self, dist: Distribution, samples: int) -> int:
+        """Return how often f is evaluated for a distribution that is not expanded."""
+        return samples
+
+
+class AbstractPathwise(AbstractEstimator):
+    """The sample itself carries the gradient; f must be differentiable in it."""
+
+    @property
+    @abc.abstractmethod
+    def kernel(self) -> AbstractKernel:
+        """The sample's law and surrogate."""
+
+    def draw(self, dist: Distribution, noise: Tensor) -> Draw:
+        """Draw samples that carry their Jacobian."""
+        z, _ = launch(self.kernel, dist.class_logits(), noise)
+        return Draw(dist.from_classes(z), dist)
+
+    def combine(
+        self, draws: Sequence[Draw], values: Tensor, point_gradients: Tensor | None = None
+    ) -> Estimate:
+        """Average; the graph of the values is the estimator."""
+        tracked = any(d.points.requires_grad for d in draws)
+        if tracked and not values.requires_grad and torch.is_grad_enabled():
+            raise UnsupportedError(
+                f"{type(self).__name__} differentiates f at the sample, but the values of f do "
+                "not depend differentiably on it (an argmax, an index, a detach or a comparison "
+                "in f?). Make f differentiable in the one-hot point, or use an estimator that "
+                "needs values only: gradthrough.RLOO()."
+            )
+        return Estimate(values.mean(0))
+
+
+class AbstractScore(AbstractEstimator):
+    """The gradient is made from values of f and the score; f may be any program."""
+
+    def draw(self, dist: Distribution, noise: Tensor) -> Draw:
+        """Draw samples without a graph."""
+        z, _ = draw(dist.class_logits(), noise)
+        return Draw(dist.from_classes(z), dist)
+
+
+def send_score(draws: Sequence[Draw], values: Tensor, signal: Tensor) -> Tensor:
+    """Attach ``signal * score`` to the logits of every draw, one row for each value."""
+    for one in draws:
+        logits = one.dist.logits
+        if tuple(one.dist.batch_shape) != tuple(values.shape):
+            raise ShapeError(
+                f"a latent of this program has rows {tuple(one.dist.batch_shape)}, but the values "
+                f"have shape {tuple(values.shape)}. Every latent needs one row for each value: "
+                "set its event_dims, and expand the data with rollout.expand."
+            )
+        weight = signal.reshape(signal.shape + (1,) * (logits.ndim - signal.ndim))
+        values = attach(values, logits, weight * one.dist.score(one.points))
+    return values
+
+
+def learning_signal(values: Tensor) -> Tensor:
+    """Return the values as numbers, in float32 or better."""
+    return values.detach().to(compute_dtype(values.dtype))
+
+
+def check_positive(name: str, value: object) -> float:
+    """Return a finite number above 0, else say what came."""
+    if isinstance(value, Tensor) and value.numel() == 1 and not value.requires_grad:
+        value = value.item()
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise UnsupportedError(f"{name} must be a number, but a {type(value).__name__} came.")
+    if not math.isfinite(value) or value <= 0:
+        raise DomainError(f"{name} must be finite and above 0, but is {value}.")
+    return float(value)
+
+
+def check_count(name: str, value: object, least: int) -> int:
+    """Return an int of at least `least`, else say what came."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise UnsupportedError(f"{name} must be an int, but a {type(value).__name__} came.")
+    if value < least:
+        raise DomainError(f"{name} must be at least {least}, but is {value}.")
+    return value
+
+
+def check_logits(logits: object, dim: object) -> Tensor:
+    """Refuse what a plain pathwise function cannot take."""
+    if not isinstance(logits, Tensor):
+        raise UnsupportedError(
+            f"logits must be a torch.Tensor, but a {type(logits).__name__} came."
+        )
+    if logits.dtype not in FLOATS:
+        raise UnsupportedError(
+            f"logits must be float64, float32, bfloat16 or float16, but are {logits.dtype}. "
+            "Convert them: logits.float()."
+        )
+    if isinstance(dim, bool) or not isinstance(dim, int):
+        raise UnsupportedError(f"dim must be an int, but a {type(dim).__name__} came.")
+    if not -logits.ndim <= dim < logits.ndim:
+        raise ShapeError(
+            f"dim={dim} does not exist: logits have shape {tuple(logits.shape)}, with the classes "
+            "along one of its dims."
+        )
+    if logits.shape[dim] == 0:
+        raise ShapeError(f"logits of shape {tuple(logits.shape)} have no class along dim={dim}.")
+    return logits
+
+
+def sample(
+    kernel: AbstractKernel,
+    logits: Tensor,
+    *,
+    dim: int,
+    generator: torch.Generator | None,
+    noise: Tensor | None,
+    backend: Backend,
+    inner: Tensor | None = None,
+) -> Tensor:
+    """Run a kernel along any dim of bare logits: the body of every plain function."""
+    check_logits(logits, dim)
+    rows = logits.movedim(dim, -1)
+    shape = noise_shape(kernel.noise, tuple(rows.shape[:-1]), rows.shape[-1])
+    if noise is None:
+        u = uniforms(shape, logits.device, generator)
+    elif kernel.noise == "class":
+        u = check_noise(noise, tuple(logits.shape), logits, generator).movedim(dim, -1)
+    else:
+        u = check_noise(noise, shape, logits, generator)
+    z, _ = launch(kernel, rows, u, inner=inner, given=noise is not None, backend=backend)
+    return z.movedim(-1, dim)
+
+
+CATEGORICAL = frozenset({"categorical"})
+DISCRETE = frozenset({"categorical", "bernoulli"})

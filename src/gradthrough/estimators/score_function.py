@@ -1,0 +1,168 @@
+"""REINFORCE with and without a baseline, and its leave-one-out form."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from .._errors import DomainError, ShapeError, UnsupportedError
+from .._random import antithetic, noise_shape
+from ..distributions.base import Distribution
+from ..distributions.convert import as_distribution
+from .base import DISCRETE, AbstractScore, Draw, Estimate, Traits, learning_signal, send_score
+
+Baseline = float | Tensor | Callable[[Distribution], Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Reinforce(AbstractScore):
+    r"""REINFORCE, the score-function estimator: unbiased for every f.
+
+    ``(f(z) - c) d log p(z) / d theta``, averaged over samples, c a baseline that does not look
+    at z. With a proposal r, z ~ r and every term is weighted by p(z)/r(z), the value too.
+
+    Args:
+        baseline: c: a number, a tensor that broadcasts to (N, \*batch), or a callable that takes
+            the distribution, expanded to (N, \*batch), and returns such a tensor. It must not
+            depend on the sample. Where it needs a gradient, ``Estimate.tuning_loss`` is the mean
+            of (f - c)^2 and trains it.
+        proposal: a distribution (or logits) of the shape of the target to draw from instead. It
+            must reach every point that the target can take.
+        antithetic: draw uniforms in pairs u, 1 - u; `samples` is then even.
+
+    Raises:
+        DomainError: antithetic with an odd number of samples.
+        ShapeError: a baseline that does not broadcast, a proposal of another shape.
+
+    Example:
+        >>> import torch, gradthrough as gt
+        >>> f = lambda z: z.argmax(-1).float()  # no gradient of f is needed
+        >>> logits = torch.zeros(5, 3, requires_grad=True)
+        >>> gt.expect(f, logits, gt.Reinforce(baseline=1.0), samples=8).sum().backward()
+        >>> logits.grad.shape
+        torch.Size([5, 3])
+
+    Reference:
+        Williams, Machine Learning 8, 1992; learned baseline: Mnih, Gregor, ICML 2014,
+        arXiv:1402.0030.
+    """
+
+    baseline: Baseline | None = None
+    proposal: Distribution | Tensor | None = None
+    antithetic: bool = False
+
+    traits: ClassVar[Traits] = Traits(
+        unbiased=True,
+        families=DISCRETE,
+        reference="Williams, Machine Learning, 1992",
+        exact_for="all",
+        many_draws=True,
+    )
+
+    def noise_shape(self, dist: Distribution) -> tuple[int, ...]:
+        r"""Return (samples, \*batch, \*event), half the samples when antithetic."""
+        samples, *rest = dist.variables
+        if not self.antithetic:
+            return (samples, *rest)
+        if samples % 2:
+            raise DomainError(
+                f"antithetic draws come in pairs, but samples={samples} is odd. Ask for "
+                f"samples={samples + 1}."
+            )
+        return noise_shape(self.traits.noise, (samples // 2, *rest), dist.classes)
+
+    def draw(self, dist: Distribution, noise: Tensor) -> Draw:
+        """Draw samples, from the proposal where there is one."""
+        if self.antithetic:
+            noise = torch.cat((noise, antithetic(noise)))
+        if self.proposal is None:
+            return super().draw(dist, noise)
+        source = as_distribution(self.proposal)
+        rest = tuple(dist.logits.shape[1:])
+        if source.family != dist.family or tuple(source.logits.shape) != rest:
+            raise ShapeError(
+                f"the proposal must be {dist.family} with logits of shape {rest}, but is "
+                f"{source.family} with {tuple(source.logits.shape)}."
+            )
+        source = dist.with_logits(source.logits.detach()).expand(dist.logits.shape[0])
+        points = super().draw(source, noise).points
+        with torch.no_grad():
+            log_weight = dist.log_prob(points) - source.log_prob(points)
+        return Draw(points, dist, (log_weight.exp(),))
+
+    def combine(
+        self, draws: Sequence[Draw], values: Tensor, point_gradients: Tensor | None = None
+    ) -> Estimate:
+        """Send (f - c) times the score to every latent."""
+        if self.proposal is not None and len(draws) > 1:
+            raise UnsupportedError(
+                f"a proposal belongs to one latent, but this program has {len(draws)}. Give the "
+                "latents an Estimate each by nesting expect, or leave the proposal out."
+            )
+        signal = learning_signal(values)
+        tuning = None
+        c = self._baseline(draws[0].dist, values)
+        if c is not None:
+            if c.requires_grad:
+                tuning = (signal - c).square().mean()
+            signal = signal - c.detach()
+        for weight in draws[0].aux:
+            signal, values = signal * weight, values * weight.to(values.dtype)
+        return Estimate(send_score(draws, values, signal).mean(0), tuning)
+
+    def _baseline(self, dist: Distribution, values: Tensor) -> Tensor | None:
+        if self.baseline is None:
+            return None
+        c = self.baseline(dist) if callable(self.baseline) else self.baseline
+        c = torch.as_tensor(c, device=values.device)
+        try:
+            return c.expand(values.shape)
+        except RuntimeError:
+            raise ShapeError(
+                f"the baseline has shape {tuple(c.shape)}, which does not broadcast to the values "
+                f"{tuple(values.shape)} = (N, *batch)."
+            ) from None
+
+
+@dataclass(frozen=True)
+class RLOO(AbstractScore):
+    """REINFORCE leave-one-out: the other samples are the baseline. Unbiased for every f.
+
+    ``1/(N-1) sum_n (f_n - mean f) d log p(z_n) / d theta``; with N = 2 samples
+    ``1/2 (f_1 - f_2)(z_1 - z_2)``.
+
+    Raises:
+        DomainError: fewer than 2 samples.
+
+    Example:
+        >>> import torch, gradthrough as gt
+        >>> f = lambda z: z.argmax(-1).float()  # no gradient of f is needed
+        >>> logits = torch.zeros(5, 3, requires_grad=True)
+        >>> gt.expect(f, logits, gt.RLOO(), samples=4).sum().backward()
+        >>> logits.grad.shape
+        torch.Size([5, 3])
+
+    Reference:
+        Kool, van Hoof, Welling, 2019, "Buy 4 REINFORCE samples, get a baseline for free!";
+        Salimans, Knowles, 2014, arXiv:1401.1022.
+    """
+
+    traits: ClassVar[Traits] = Traits(
+        unbiased=True,
+        families=DISCRETE,
+        reference="Kool et al., ICLR workshop 2019",
+        exact_for="all",
+        min_samples=2,
+        many_draws=True,
+    )
+
+    def combine(
+        self, draws: Sequence[Draw], values: Tensor, point_gradients: Tensor | None = None
+    ) -> Estimate:
+        """Send (f_n - mean of the others) times the score to every latent."""
+        n = values.shape[0]
+        numbers = learning_signal(values)
+        signal = (numbers - numbers.mean(0)) * (n / (n - 1))
+        return Estimate(send_score(draws, values, signal).mean(0))

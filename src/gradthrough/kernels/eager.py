@@ -1,0 +1,224 @@
+"""The pathwise kernels in plain torch: the specification of every other backend.
+
+Every pathwise estimator is one sample D and one surrogate whose derivatives D is given. All
+published surrogates are sums of softmaxes with constants inside,
+
+    sum_m  w_m softmax((theta + c_m) / tau_m),    w_m, c_m held constant,
+
+so a kernel says how D is drawn and lists the terms (p_m, w_m, tau_m) with p_m the value of the
+m-th softmax. Its n-th derivative is sum_m w_m / tau_m^n * d^n softmax(p_m): backward, forward
+mode, double backward and Hessian need nothing else from a kernel.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import ClassVar, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .._random import CounterExponentials, gumbels
+from .._types import NoiseKind
+from .softmax import derivative, inverse_cdf, softmax
+
+Term = tuple[Tensor, Tensor | float, float]
+"""(value p of the softmax, its weight, its temperature)."""
+
+
+class Drawn(NamedTuple):
+    """What a kernel's forward leaves behind."""
+
+    index: Tensor  # (*rows), the class drawn
+    total: Tensor  # (*rows, 1), finite only where the row of logits was sound
+    saved: tuple[Tensor, ...]  # what `terms` needs besides index and noise
+
+
+class AbstractKernel:
+    r"""A way to draw a sample from logits (\*rows, C), and the surrogate that it is given."""
+
+    noise: ClassVar[NoiseKind]
+    soft: ClassVar[bool] = False  # True: the sample itself is the first saved tensor
+
+    def forward(self, logits: Tensor, noise: Tensor, inner: Tensor) -> Drawn:
+        """Draw, in float32 or better."""
+        raise NotImplementedError
+
+    def terms(
+        self, index: Tensor, noise: Tensor, inner: Tensor, saved: tuple[Tensor, ...]
+    ) -> Iterable[Term]:
+        """List the surrogate's softmaxes."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Exact(AbstractKernel):
+    """A draw from softmax(theta) with no surrogate: for estimators that look at f's values."""
+
+    noise: ClassVar[NoiseKind] = "variable"
+
+    def forward(self, logits: Tensor, noise: Tensor, inner: Tensor) -> Drawn:
+        p, total = softmax(logits)
+        return Drawn(inverse_cdf(p, noise), total, ())
+
+    def terms(
+        self, index: Tensor, noise: Tensor, inner: Tensor, saved: tuple[Tensor, ...]
+    ) -> Iterable[Term]:
+        return ()
+
+
+@dataclass(frozen=True)
+class StraightThrough(AbstractKernel):
+    """softmax(theta / tau), with `importance` times 1 / (N pi_D), N the classes not masked."""
+
+    tau: float
+    importance: bool = False
+    noise: ClassVar[NoiseKind] = "variable"
+
+    def forward(self, logits: Tensor, noise: Tensor, inner: Tensor) -> Drawn:
+        p, total = softmax(logits)
+        index = inverse_cdf(p, noise)
+        soft = p if self.tau == 1.0 else softmax(logits / self.tau)[0]
+        if not self.importance:
+            return Drawn(index, total, (soft,))
+        alive = (logits > -torch.inf).sum(-1, keepdim=True)
+        drawn = p.gather(-1, index.unsqueeze(-1)).clamp_min(1e-12)
+        return Drawn(index, total, (soft, 1.0 / (alive * drawn)))
+
+    def terms(
+        self, index: Tensor, noise: Tensor, inner: Tensor, saved: tuple[Tensor, ...]
+    ) -> Iterable[Term]:
+        return ((saved[0], saved[1] if self.importance else 1.0, self.tau),)
+
+
+@dataclass(frozen=True)
+class GumbelSoftmax(AbstractKernel):
+    """softmax((theta + G) / tau): D is its argmax (straight-through), or, soft, itself."""
+
+    tau: float
+    noise: ClassVar[NoiseKind] = "class"
+
+    def forward(self, logits: Tensor, noise: Tensor, inner: Tensor) -> Drawn:
+        perturbed = logits + gumbels(noise, logits.dtype)
+        relaxed, total = softmax(perturbed / self.tau)
+        return Drawn(perturbed.argmax(-1), total, (relaxed,))
+
+    def terms(
+        self, index: Tensor, noise: Tensor, inner: Tensor, saved: tuple[Tensor, ...]
+    ) -> Iterable[Term]:
+        return ((saved[0], 1.0, self.tau),)
+
+
+@dataclass(frozen=True)
+class SoftGumbelSoftmax(GumbelSoftmax):
+    """Gumbel-Softmax whose sample is the relaxed point."""
+
+    soft: ClassVar[bool] = True
+
+
+@dataclass(frozen=True)
+class GumbelRao(AbstractKernel):
+    """1/K sum_k softmax((theta + G_k) / tau), G_k drawn given that argmax(theta + G_k) = D."""
+
+    tau: float
+    k: int
+    noise: ClassVar[NoiseKind] = "variable+seed"
+
+    def forward(self, logits: Tensor, noise: Tensor, inner: Tensor) -> Drawn:
+        p, total = softmax(logits)
+        return Drawn(inverse_cdf(p, noise[..., 0]), total, (p,))
+
+    def terms(
+        self, index: Tensor, noise: Tensor, inner: Tensor, saved: tuple[Tensor, ...]
+    ) -> Iterator[Term]:
+        (p,) = saved
+        if inner.numel() == 0:
+            draw = CounterExponentials(noise[..., 1], p.shape[-1], p.dtype)
+            exponentials = (draw(k) for k in range(self.k))
+        else:
+            exponentials = (e.to(p.dtype) for e in inner.unbind(-2))
+        for e in exponentials:
+            yield conditional_relaxation(p, index, e, self.tau), 1.0 / self.k, self.tau
+
+
+def conditional_relaxation(p: Tensor, index: Tensor, e: Tensor, tau: float) -> Tensor:
+    """Return softmax(X / tau) for perturbed logits X whose argmax is known to be `index`.
+
+    With E ~ Exp(1), X_D = -log E_D and X_i = -log(E_i / pi_i + E_D). Relative to the winner,
+    exp(X_i - X_D) = pi_i E_D / (E_i + pi_i E_D), in [0, 1]: no overflow, no maximum to find, and
+    a class of probability 0 stays at 0.
+    """
+    at = index.unsqueeze(-1)
+    race = p * e.gather(-1, at)
+    ratio = race / (e + race)
+    relative = ratio if tau == 1.0 else ratio ** (1.0 / tau)
+    relative = relative.scatter(-1, at, 1.0)
+    return relative / relative.sum(-1, keepdim=True)
+
+
+@dataclass(frozen=True)
+class GappedStraightThrough(AbstractKernel):
+    """softmax((theta + m1 - m2) / tau): D lifted to the maximum, the others pushed below it.
+
+    m1 = (max theta - theta_D) D and m2 = relu(theta - max theta + gap) (1 - D), both constants.
+    """
+
+    tau: float
+    gap: float | Literal["p"]
+    noise: ClassVar[NoiseKind] = "variable"
+
+    def forward(self, logits: Tensor, noise: Tensor, inner: Tensor) -> Drawn:
+        p, total = softmax(logits)
+        index = inverse_cdf(p, noise)
+        at = index.unsqueeze(-1)
+        gap: Tensor | float
+        if self.gap == "p":
+            # Conditional mean of the gap between winner and runner-up under Gumbel noise; the
+            # guard keeps it finite where pi_D rounds to 1.
+            drawn = p.gather(-1, at).clamp_min(1e-20) * (1.0 - 1e-5)
+            gap = -torch.log1p(-drawn) / drawn
+        else:
+            gap = self.gap
+        top = logits.amax(-1, keepdim=True)
+        pushed = torch.minimum(logits, top - gap)
+        return Drawn(index, total, (softmax(pushed.scatter(-1, at, top) / self.tau)[0],))
+
+    def terms(
+        self, index: Tensor, noise: Tensor, inner: Tensor, saved: tuple[Tensor, ...]
+    ) -> Iterable[Term]:
+        return ((saved[0], 1.0, self.tau),)
+
+
+@dataclass(frozen=True)
+class ReinMax(AbstractKernel):
+    """2 softmax(theta + c) - 1/2 softmax(theta), the first at the value (D + pi_tau) / 2.
+
+    The derivative is 2 J((D + pi_tau)/2) - 1/2 J(pi), with no factor 1/tau. At tau = 1 it equals
+    1/2 [J(pi) + (D - pi)(D - pi)^T], Heun's rule between the drawn class and the mean.
+    """
+
+    tau: float
+    noise: ClassVar[NoiseKind] = "variable"
+
+    def forward(self, logits: Tensor, noise: Tensor, inner: Tensor) -> Drawn:
+        p, total = softmax(logits)
+        index = inverse_cdf(p, noise)
+        if self.tau == 1.0:
+            return Drawn(index, total, (p,))
+        return Drawn(index, total, (p, softmax(logits / self.tau)[0]))
+
+    def terms(
+        self, index: Tensor, noise: Tensor, inner: Tensor, saved: tuple[Tensor, ...]
+    ) -> Iterable[Term]:
+        at = index.unsqueeze(-1)
+        half = saved[-1] * 0.5
+        middle = half.scatter_add(-1, at, torch.full_like(half[..., :1], 0.5))
+        return ((middle, 2.0, 1.0), (saved[0], -0.5, 1.0))
+
+
+def contract(terms: Iterable[Term], directions: tuple[Tensor, ...]) -> Tensor:
+    """Sum the surrogate's derivative of order ``len(directions)``, one term at a time."""
+    out: Tensor | None = None
+    for p, weight, tau in terms:
+        share = derivative(p, directions) * (weight * tau ** -len(directions))
+        out = share if out is None else out + share
+    return torch.zeros_like(directions[0]) if out is None else out

@@ -1,0 +1,58 @@
+"""Softmax, its derivatives of every order, and draws from it, over the last dim."""
+
+from collections.abc import Sequence
+from itertools import combinations
+
+import torch
+from torch import Tensor
+
+
+def softmax(x: Tensor) -> tuple[Tensor, Tensor]:
+    r"""Return the softmax of x and its row total (\*rows, 1), which is finite only for a sound row.
+
+    NaN, +inf and a row that is -inf throughout all end in a NaN total: one check covers them.
+    """
+    # Written out: torch's own last-dim softmax is several times slower at few classes.
+    e = (x - x.amax(-1, keepdim=True)).exp()
+    total = e.sum(-1, keepdim=True)
+    return e / total, total
+
+
+def inverse_cdf(p: Tensor, u: Tensor) -> Tensor:
+    r"""Draw a class index (\*rows) from probabilities p (\*rows, C) and uniforms u (\*rows)."""
+    cdf = p.cumsum(-1, dtype=torch.float64)  # float32 sums lose classes in a long row
+    # Strictly below the top, also for the largest u: so the first class whose cdf exceeds the
+    # threshold exists, and it never is a class of probability 0.
+    threshold = u.unsqueeze(-1) * (cdf[..., -1:] * (1.0 - 2.0**-52))
+    return (cdf <= threshold).sum(-1)
+
+
+def one_hot(index: Tensor, classes: int, dtype: torch.dtype) -> Tensor:
+    r"""Return exact zeros and ones, (\*rows, classes)."""
+    shape = (*index.shape, classes)
+    return torch.zeros(shape, dtype=dtype, device=index.device).scatter(
+        -1, index.unsqueeze(-1), 1.0
+    )
+
+
+def derivative(p: Tensor, directions: Sequence[Tensor]) -> Tensor:
+    r"""Differentiate softmax at value p along several directions, each (\*rows, C).
+
+    Order 1 is J(p) a = p * (a - p.a). The higher orders follow from Leibniz's rule on that
+    product; all are symmetric in the directions, since softmax is itself a gradient. So the same
+    function serves forward and reverse mode.
+    """
+    first = p * (directions[0] - (p * directions[0]).sum(-1, keepdim=True))
+    if len(directions) == 1:
+        return first
+    lead, rest = directions[0], tuple(range(1, len(directions)))
+    partial: dict[tuple[int, ...], Tensor] = {(): p}
+    for size in range(1, len(rest) + 1):
+        for chosen in combinations(rest, size):
+            partial[chosen] = derivative(p, [directions[i] for i in chosen])
+    out = partial[rest] * (lead - (p * lead).sum(-1, keepdim=True))
+    for chosen, value in partial.items():
+        if chosen != rest:
+            others = tuple(i for i in rest if i not in chosen)
+            out = out - value * (partial[others] * lead).sum(-1, keepdim=True)
+    return out
