@@ -1,6 +1,6 @@
 """attach: a value with a chosen gradient, for estimators that look at the values of f."""
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -32,6 +32,10 @@ class _Once(Function):
     def backward(ctx: Any, *grads: Any) -> Any:
         raise UnsupportedError(_SECOND)
 
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        raise UnsupportedError(_SECOND)
+
 
 class _Attach(Function):
     generate_vmap_rule = True
@@ -51,12 +55,12 @@ class _Attach(Function):
     def backward(ctx: Any, *grads: Any) -> Any:
         x, grad = ctx.saved_tensors
         (g,) = grads
-        g_x = None
+        g_x: Any = None
         if ctx.needs_input_grad[1]:
             scaled = g.reshape(g.shape + (1,) * (x.ndim - ctx.lead)).to(grad.dtype) * grad
             g_x = scaled.to(x.dtype)
             if torch.is_grad_enabled():
-                g_x = _Once.apply(g_x, x)
+                g_x = cast(Tensor, _Once.apply(g_x, x))
         return g, g_x, None
 
     @staticmethod
@@ -92,4 +96,4 @@ def attach(value: Tensor, x: Tensor, grad: Tensor) -> Tensor:
         tensor([[5., 5., 5.],
                 [5., 5., 5.]])
     """
-    return _Attach.apply(value, x, grad.detach())  # pyright: ignore[reportReturnType]
+    return cast(Tensor, _Attach.apply(value, x, grad.detach()))

@@ -193,7 +193,7 @@ def fold(f: Callable[..., Tensor], *data: Tensor) -> Objective:
                 f"the folded f was called with {n * b} rows and must return as many values, but "
                 f"returned shape {tuple(values.shape)}."
             )
-        return values.unflatten(0, (n, b))
+        return values.reshape(n, b)
 
     return folded
 
@@ -306,11 +306,11 @@ class Bound:
 
     def __call__(self, f: Objective, dist: object) -> Tensor:
         """Return expect(f, dist), count its evaluations and keep a tuning loss."""
+        rows = as_distribution(dist).batch_shape
 
         def counted(points: Tensor) -> Tensor:
-            values = f(points)
-            self._count(values)
-            return values
+            self.evaluations += points.shape[: len(rows) + 1].numel()
+            return f(points)
 
         out = estimate(
             counted, dist, self.estimator, samples=self.samples, generator=self.generator
@@ -336,4 +336,4 @@ class Bound:
         return rollout
 
     def _count(self, values: Tensor) -> None:
-        self.evaluations += values.numel() if isinstance(values, Tensor) else 0
+        self.evaluations += values.numel()

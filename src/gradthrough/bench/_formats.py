@@ -22,7 +22,6 @@ _UNREADABLE = (
     zlib.error,
     ValueError,
     EOFError,
-    OSError,
     RuntimeError,
     MemoryError,
 )
@@ -88,6 +87,9 @@ def _member(
 ) -> NDArray[Any]:
     if f"{name}.npy" not in archive.namelist():
         raise _bad(path, f"arrays {sorted(archive.namelist())}", f"an array {name!r}")
+    method = archive.getinfo(f"{name}.npy").compress_type
+    if method not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise _bad(path, f"an array {name!r} packed by method {method}", "one that NumPy packs")
     try:
         # The checksum of the archive is compared only where a member is read to its end.
         stream = io.BytesIO(archive.read(f"{name}.npy"))

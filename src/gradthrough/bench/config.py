@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
 from .._errors import ConfigError, DomainError
-from ..estimators import ESTIMATORS, AbstractEstimator, estimator
+from ..estimators import AbstractEstimator, estimator
 
 Optimizer = Literal["adam", "radam", "sgd"]
 Precision = Literal["32-true", "64-true", "bf16-mixed", "16-mixed"]
@@ -84,7 +84,6 @@ class RunConfig:
 
     @property
     def label(self) -> str:
-        """The estimator with its options, as a person would say it."""
+        """The estimator's key with its options."""
         options = ", ".join(f"{k}={v}" for k, v in self.estimator_options.items())
-        name = ESTIMATORS[self.estimator].__name__
-        return f"{name}({options})"
+        return f"{self.estimator}({options})"

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning_fabric import Fabric
@@ -191,7 +191,7 @@ class _Run:
         self.evaluations += self.bound.evaluations
         self.bound.evaluations = 0
         pair = torch.stack((total, total.new_tensor(count)))
-        sums: Any = self.fabric.all_reduce(pair, reduce_op="sum")
+        sums = cast(Tensor, self.fabric.all_reduce(pair, reduce_op="sum"))
         return float(sums[0] / sums[1])
 
     def _train_step(self, batch: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from .._errors import ConfigError, ShapeError
 from .._types import compute_dtype
+from ..kernels.dispatch import check_content
 from .base import Distribution, check_parameter
 from .categorical import check_probs
 
@@ -96,8 +97,7 @@ class Bernoulli(Distribution):
 
 
 def _logit(probs: Tensor) -> Tensor:
-    if not torch.compiler.is_compiling() and probs.device.type == "cpu":
-        check_probs(probs, 1.0)
+    check_content(probs, lambda x: check_probs(x, 1.0))
     # A sigmoid that saturated to exactly 0 or 1 would give an infinite logit and a NaN gradient.
     eps = torch.finfo(probs.dtype).eps
     p = probs.clamp(eps, 1.0 - eps)

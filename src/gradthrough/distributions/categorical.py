@@ -7,6 +7,7 @@ from torch import Tensor
 
 from .._errors import ConfigError, DomainError, ShapeError
 from .._types import compute_dtype
+from ..kernels.dispatch import check_content
 from .base import Distribution, check_parameter
 
 
@@ -97,17 +98,14 @@ class Categorical(Distribution):
 
 
 def _log(probs: Tensor) -> Tensor:
-    if not torch.compiler.is_compiling() and probs.device.type == "cpu":
-        check_probs(probs)
+    check_content(probs, check_probs)
     # Not log(0) with its infinite slope: a class of probability 0 is masked and gets no gradient.
     empty = probs == 0
     return probs.masked_fill(empty, 1.0).log().masked_fill(empty, -torch.inf)
 
 
 def check_probs(probs: Tensor, upper: float = torch.inf) -> None:
-    """Refuse negative, NaN and infinite probabilities, below functorch's wrappers or not at all."""
-    if torch._C._functorch.is_functorch_wrapped_tensor(probs):
-        return
+    """Refuse negative, NaN and infinite probabilities."""
     good = (probs >= 0) & (probs <= upper) & probs.isfinite()
     if not bool(good.all()):
         raise DomainError(

@@ -1,5 +1,7 @@
 """Conversion to our distributions: from bare logits and from torch.distributions."""
 
+from typing import Any, cast
+
 import torch.distributions as td
 from torch import Tensor
 
@@ -38,18 +40,21 @@ def as_distribution(x: object) -> Distribution:
     event_dims = 0
     base = x
     while isinstance(base, td.Independent):
-        event_dims += base.reinterpreted_batch_ndims
-        base = base.base_dist
-    # torch derives logits from probs by clamping them away from 0; start from what was given.
-    given = "logits" if "logits" in getattr(base, "__dict__", {}) else "probs"
+        whole = cast(Any, base)
+        event_dims += int(whole.reinterpreted_batch_ndims)
+        base = cast(object, whole.base_dist)
     if isinstance(base, td.Categorical | td.OneHotCategorical):
-        inner = getattr(base, "_categorical", base)
-        given = "logits" if "logits" in inner.__dict__ else "probs"
-        return Categorical(**{given: getattr(inner, given)}, event_dims=event_dims)
+        return Categorical(**_given(getattr(base, "_categorical", base)), event_dims=event_dims)
     if isinstance(base, td.Bernoulli):
-        return Bernoulli(**{given: getattr(base, given)}, event_dims=event_dims)
+        return Bernoulli(**_given(base), event_dims=event_dims)
     raise UnsupportedError(
         f"expected logits or a discrete distribution, but a {type(base).__name__} came. Wanted: a "
         "Tensor of logits, gradthrough.Categorical, gradthrough.Bernoulli, or "
         "torch.distributions.Categorical, OneHotCategorical, Bernoulli, Independent of these."
     )
+
+
+def _given(base: Any) -> dict[str, Tensor]:  # noqa: ANN401 - any of torch's
+    # torch derives logits from probs by clamping them away from 0: start from what was given.
+    name = "logits" if "logits" in vars(base) else "probs"
+    return {name: getattr(base, name)}

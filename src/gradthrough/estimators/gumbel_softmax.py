@@ -11,7 +11,7 @@ from .._errors import DomainError, UnsupportedError
 from .._random import gumbels, uniforms
 from .._types import Backend, compute_dtype
 from ..distributions.base import check_noise
-from ..kernels.dispatch import check_rows, launch
+from ..kernels.dispatch import check_content, check_rows, launch
 from ..kernels.eager import AbstractKernel, SoftGumbelSoftmax
 from ..kernels.eager import GumbelSoftmax as HardGumbelSoftmax
 from .base import DISCRETE, AbstractPathwise, Traits, check_logits, check_positive, sample
@@ -200,7 +200,7 @@ def gumbel_softmax(
     """
     if eps != 1e-10:
         warnings.warn("`eps` has no effect, as in torch's own gumbel_softmax.", stacklevel=2)
-    if isinstance(logits, Tensor) and logits.ndim == 0 and dim in (-1, 0):
+    if getattr(logits, "ndim", None) == 0 and dim in (-1, 0):
         return gumbel_softmax(
             logits.unsqueeze(0), tau, hard, generator=generator, backend=backend,
             noise=noise if noise is None else noise.unsqueeze(0),
@@ -224,11 +224,9 @@ def _with_tensor_tau(
     """Divide by tau in the open, where autograd sees it; then relax at temperature 1."""
     check_logits(logits, dim)
     check_rows(logits.movedim(dim, -1))
-    traced = torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(tau)
     if not tau.is_floating_point():
         raise UnsupportedError(f"tau must be floating point, but is {tau.dtype}.")
-    if not traced and not bool(((tau > 0) & tau.isfinite()).all()):
-        raise DomainError("tau must be finite and above 0 throughout, but the tensor is not.")
+    check_content(tau, _check_tau)
     shape = tuple(logits.shape)
     if noise is None:
         u = uniforms(shape, logits.device, generator)
@@ -242,3 +240,11 @@ def _with_tensor_tau(
     still = torch.full(tuple(rows.shape), 0.5, dtype=torch.float64, device=rows.device)
     z, _ = launch(kind(1.0), rows, still, given=False, backend=backend)
     return z.movedim(-1, dim).to(logits.dtype)
+
+
+def _check_tau(tau: Tensor) -> None:
+    if not bool(((tau > 0) & tau.isfinite()).all()):
+        raise DomainError(
+            "tau must be finite and above 0 throughout, but the tensor is not. Learn its "
+            "logarithm, or clamp it."
+        )

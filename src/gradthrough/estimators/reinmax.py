@@ -68,7 +68,8 @@ def reinmax(
 ) -> Tensor:
     """Draw a one-hot sample with the ReinMax Jacobian.
 
-    ``D ~ softmax(theta)``; backward ``2 J((D + pi_tau)/2) g - 1/2 J(pi) g``, pi_tau tempered by tau.
+    ``D ~ softmax(theta)``; backward ``2 J((D + pi_tau)/2) g - 1/2 J(pi) g``, with
+    pi_tau = softmax(theta / tau).
 
     Args:
         logits: any shape, classes along `dim`; -inf masks a class.

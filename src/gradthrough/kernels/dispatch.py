@@ -1,6 +1,7 @@
 """launch: the one autograd door to the kernels."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -85,10 +86,10 @@ def _forward(
     if kernel.soft:
         z = drawn.saved[0].to(logits.dtype, copy=True)  # `saved` is marked constant, z is not
     else:
-        z = one_hot(drawn.index, logits.shape[-1], logits.dtype)
+        z = one_hot(drawn.chosen, logits.shape[-1], logits.dtype)
     if not checks:
         z = torch.where(drawn.total.isfinite(), z, torch.nan)
-    return (z, drawn.index, *drawn.saved)
+    return (z, drawn.chosen, *drawn.saved)
 
 
 def _batched(info: Any, in_dims: tuple[int | None, ...], args: tuple[Any, ...]) -> list[Any]:
@@ -175,7 +176,7 @@ class _DerivativeBothModes(_Derivative):
 def _apply_derivative(*args: Any) -> Tensor:
     if torch.compiler.is_compiling():
         return _Derivative.forward(*args)
-    return _DerivativeBothModes.apply(*args)  # pyright: ignore[reportReturnType]
+    return cast(Tensor, _DerivativeBothModes.apply(*args))
 
 
 class _Launch(Function):
@@ -226,7 +227,7 @@ class _LaunchBothModes(_Launch):
 
 def _apply_launch(*args: Any) -> tuple[Tensor, ...]:
     door = _Launch if torch.compiler.is_compiling() else _LaunchBothModes
-    return door.apply(*args)  # pyright: ignore[reportReturnType]
+    return cast("tuple[Tensor, ...]", door.apply(*args))
 
 
 def launch(
@@ -266,14 +267,13 @@ def draw(logits: Tensor, noise: Tensor, *, given: bool = True) -> tuple[Tensor, 
 
 
 class _Check(Function):
-    """Look at the content of logits below functorch, where there is a content to look at."""
+    """Look at content below functorch, where there is a content to look at."""
 
     @staticmethod
-    def forward(logits: Tensor) -> Tensor:
-        if _validates(logits):
-            x = logits.to(compute_dtype(logits.dtype))
-            _check_rows(x, softmax(x)[1])
-        return logits.new_zeros(())
+    def forward(check: Callable[[Tensor], None], x: Tensor) -> Tensor:
+        if _validates(x):
+            check(x)
+        return x.new_zeros(())
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
@@ -284,6 +284,17 @@ class _Check(Function):
         return _Check.apply(*_batched(info, in_dims, args)), None
 
 
+def check_content(x: Tensor, check: Callable[[Tensor], None]) -> None:
+    """Call a check that may raise, wherever content is validated, under every transform."""
+    if not torch.compiler.is_compiling():
+        _Check.apply(check, x.detach())
+
+
+def _sound(logits: Tensor) -> None:
+    x = logits.to(compute_dtype(logits.dtype))
+    _check_rows(x, softmax(x)[1])
+
+
 def check_rows(logits: Tensor) -> None:
     r"""Raise DomainError where a row of logits (\*rows, C) has no distribution."""
-    _Check.apply(logits.detach())
+    check_content(logits, _sound)

@@ -28,7 +28,7 @@ Term = tuple[Tensor, Tensor | float, float]
 class Drawn(NamedTuple):
     """What a kernel's forward leaves behind."""
 
-    index: Tensor  # (*rows), the class drawn
+    chosen: Tensor  # (*rows), index of the class drawn
     total: Tensor  # (*rows, 1), finite only where the row of logits was sound
     saved: tuple[Tensor, ...]  # what `terms` needs besides index and noise
 

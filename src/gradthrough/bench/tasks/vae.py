@@ -51,6 +51,10 @@ class CategoricalVAE(nn.Module):
         logits = self.encoder(x).unflatten(-1, (self.latents, self.classes))
         return Categorical(logits, event_dims=1)
 
+    def decode(self, z: Tensor) -> Tensor:
+        """Return the pixels' probabilities (..., pixels) for z (..., latents, classes)."""
+        return self.decoder(z.flatten(-2)).sigmoid()
+
     def reconstruction(self, z: Tensor, x: Tensor) -> Tensor:
         """Return -log p(x | z) in nats, (N, B), for z (N, B, latents, classes)."""
         out = self.decoder(z.flatten(-2))
@@ -124,7 +128,7 @@ class VAE(AbstractTask):
     def model(self, seeds: Seeds) -> CategoricalVAE:
         """Return a model with torch's default initialisation."""
         with torch.random.fork_rng(devices=[]):
-            torch.random.default_generator.manual_seed(seeds.of("init"))
+            torch.manual_seed(seeds.of("init"))
             pixels = self.data.shape[0] * self.data.shape[1]
             return CategoricalVAE(pixels, self.hidden, self.latents, self.classes)
 
@@ -138,8 +142,8 @@ class VAE(AbstractTask):
             rows = torch.randperm(len(images), generator=order).to(device)
         else:
             rows = torch.arange(len(images), device=device)
-        for chosen in rows.split(size):
-            yield self.data.prepare(images[chosen], generator=generator)
+        for start in range(0, len(images), size):
+            yield self.data.prepare(images[rows[start : start + size]], generator=generator)
 
     def losses(self, model: nn.Module, batch: Tensor, expect: Bound) -> Tensor:
         """Return the negative ELBO of each image."""
@@ -201,11 +205,12 @@ class VAE(AbstractTask):
         images = self.data.test[:16]
         generator = torch.Generator(images.device).manual_seed(seeds.of("pictures"))
         x = self.data.prepare(images, generator=generator)
-        decode = lambda z: vae.decoder(z.flatten(-2)).sigmoid()  # noqa: E731
         prior = Categorical(x.new_zeros(64, self.latents, self.classes), event_dims=1)
         grids = {
-            "reconstructions": torch.cat((x, decode(vae.encode(x).sample(generator=generator)))),
-            "samples": decode(prior.sample(generator=generator)),
+            "reconstructions": torch.cat(
+                (x, vae.decode(vae.encode(x).sample(generator=generator)))
+            ),
+            "samples": vae.decode(prior.sample(generator=generator)),
         }
         return {name: _tile(rows, height, width) for name, rows in grids.items()}
 

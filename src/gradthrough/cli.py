@@ -1,0 +1,271 @@
+"""The command line: gradthrough list | bench run | bench report | demo."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import sys
+import types
+import typing
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
+
+from ._errors import GradthroughError
+from .estimators import ESTIMATORS
+
+if TYPE_CHECKING:
+    from .bench.task import AbstractTask
+
+_EXTRA = "the command line needs the extra `bench`: pip install 'gradthrough[bench]'"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line; an error of gradthrough ends in one line and exit status 2."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if importlib.util.find_spec("tyro") is None:
+        sys.exit(_EXTRA)
+    depth, commands = _commands(words)
+    app = _app(commands)
+    prog = " ".join(("gradthrough", *words[:depth]))
+    try:
+        app.cli(prog=prog, args=words[depth:], config=_config())
+    except GradthroughError as error:
+        print(f"gradthrough: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _commands(words: list[str]) -> tuple[int, dict[str, Callable[..., None]]]:
+    if words[:2] == ["bench", "run"]:
+        from .bench.tasks import TASKS
+
+        return 2, {name: _run_command(name, kind) for name, kind in TASKS.items()}
+    if words[:1] == ["bench"]:
+        return 1, {"run": _bench_run, "report": bench_report}
+    return 0, {"list": list_estimators, "bench": _bench, "demo": run_demo}
+
+
+def _app(commands: dict[str, Callable[..., None]]) -> Any:  # noqa: ANN401 - tyro's own type
+    import tyro.extras
+
+    app = tyro.extras.SubcommandApp()
+    for name, command in commands.items():
+        app.command(name=name)(command)
+    return app
+
+
+def _config() -> tuple[Any, ...]:
+    import tyro
+
+    return (tyro.conf.OmitArgPrefixes, tyro.conf.FlagConversionOff)
+
+
+def _bench() -> None:
+    """Train and compare: `gradthrough bench run TASK`, `gradthrough bench report`."""
+
+
+def _bench_run() -> None:
+    """Train one task with one estimator: `gradthrough bench run TASK --help`."""
+
+
+def list_estimators() -> None:
+    """List the estimators with their traits and options."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("key", "class", "unbiased", "exact for", "needs", "samples", "options", "paper")
+    for key, kind in ESTIMATORS.items():
+        traits = kind.traits
+        table.add_row(
+            key,
+            kind.__name__,
+            "yes" if traits.unbiased else "no",
+            {"all": "every f", "none": "-"}.get(traits.exact_for, f"{traits.exact_for} f"),
+            "gradient of f" if traits.pathwise else "values of f",
+            "all points" if traits.noise == "none" else f">= {traits.min_samples}",
+            ", ".join(option_names(kind)) or "-",
+            traits.reference,
+        )
+    Console().print(table)
+
+
+def option_names(kind: type) -> list[str]:
+    """Return the options of an estimator's class."""
+    return [f.name for f in dataclasses.fields(kind)] if dataclasses.is_dataclass(kind) else []
+
+
+@dataclasses.dataclass
+class Training:
+    """How to train.
+
+    Args:
+        estimator: key of the estimator; `gradthrough list` shows all.
+        samples: samples for each example and step; as few as the estimator takes by default.
+        optimizer: the optimiser.
+        lr: learning rate.
+        batch_size: examples for each step.
+        epochs: passes over the training data.
+        seed: of everything random.
+        precision: as lightning-fabric has it.
+        out: folder of the results.
+        experiment: subfolder of the results; the task's name by default.
+        accelerator: cpu, cuda, mps or auto.
+        devices: how many devices.
+        threads: threads of one process on CPU; torch's own choice by default.
+    """
+
+    estimator: str = "reinmax"
+    samples: int | None = None
+    optimizer: Literal["adam", "radam", "sgd"] = "adam"
+    lr: float = 5e-4
+    batch_size: int = 100
+    epochs: int = 160
+    seed: int = 0
+    precision: Literal["32-true", "64-true", "bf16-mixed", "16-mixed"] = "32-true"
+    out: Path = Path("runs")
+    experiment: str | None = None
+    accelerator: str = "auto"
+    devices: int = 1
+    threads: int | None = None
+
+
+def _simple(hint: object) -> list[object]:
+    """Return the members of a type that a command line can give."""
+    members = typing.get_args(hint) if _is_union(hint) else (hint,)
+    plain = (float, int, bool, str)
+    return [m for m in members if m in plain or typing.get_origin(m) is Literal]
+
+
+def _is_union(hint: object) -> bool:
+    return typing.get_origin(hint) in (typing.Union, types.UnionType)
+
+
+def estimator_options() -> type:
+    """Return a dataclass with every option of every estimator, all of them unset."""
+    import tyro
+
+    hints: dict[str, list[object]] = {}
+    users: dict[str, list[str]] = {}
+    for key, kind in ESTIMATORS.items():
+        for name in option_names(kind):
+            found = _simple(typing.get_type_hints(kind)[name])
+            if found:
+                hints.setdefault(name, found)
+                users.setdefault(name, []).append(key)
+    fields = [
+        (
+            name,
+            Annotated[
+                typing.Union[(*members, None)],
+                tyro.conf.arg(help=f"option of {', '.join(users[name])}"),
+            ],
+            None,
+        )
+        for name, members in hints.items()
+    ]
+    return dataclasses.make_dataclass("EstimatorOptions", fields)
+
+
+def _run_command(name: str, kind: type[AbstractTask]) -> Callable[..., None]:
+    options_type = estimator_options()
+
+    def command(task: AbstractTask, training: Training, options: Any) -> None:  # noqa: ANN401
+        given = cast("dict[str, Any]", vars(options))
+        train(name, task, training, {k: v for k, v in given.items() if v is not None})
+
+    command.__doc__ = (kind.__doc__ or name).splitlines()[0]
+    command.__annotations__ = {"task": kind, "training": Training, "options": options_type}
+    return command
+
+
+def train(name: str, task: AbstractTask, training: Training, options: dict[str, Any]) -> None:
+    """Run one config and print how it ended."""
+    import torch
+
+    from .bench.config import RunConfig
+    from .bench.train import run
+
+    if training.threads is not None:
+        torch.set_num_threads(training.threads)
+    config = RunConfig(
+        task=name,
+        task_options=dataclasses.asdict(task),  # pyright: ignore[reportArgumentType]
+        estimator=training.estimator,
+        estimator_options=options,
+        samples=training.samples,
+        optimizer=training.optimizer,
+        lr=training.lr,
+        batch_size=training.batch_size,
+        epochs=training.epochs,
+        seed=training.seed,
+        precision=training.precision,
+    )
+    result = run(
+        config,
+        out=training.out,
+        experiment=training.experiment,
+        accelerator=training.accelerator,
+        devices=training.devices,
+        task=task,
+    )
+    last = {f"{r.split} {r.metric}": r.value for r in result.records if r.kind == "metric"}
+    print(f"{config.label} seed {config.seed}: {result.status}", result.records[-1].reason or "")
+    for metric, value in last.items():
+        print(f"  {metric:18} {value}")
+    print(f"  records: {result.path}")
+
+
+def bench_report(out: Path = Path("runs"), *, csv: Path | None = None) -> None:
+    """Print a table of all runs below a folder, mean and standard deviation over seeds.
+
+    Args:
+        out: folder of results.
+        csv: write the table there too, one row for each setting, full precision.
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    from .bench import summary
+
+    table = summary.settings(summary.collect(out))
+    shown = summary.columns(table)
+    fixed = ["experiment", "label", "dataset", "latents", "classes", "optimizer", "lr", "epochs"]
+    fixed = [c for c in fixed if c in table.columns]
+    view = Table(*fixed, "seeds", "not done", *(title for _, title in shown), "seconds")
+    for row in table.iter_rows(named=True):
+        numbers = [summary.cell(row[c], row[f"{c} sd"]) for c, _ in shown]
+        plain = [str(row[c]) for c in (*fixed, "seeds", "not done")]
+        view.add_row(*plain, *numbers, summary.cell(row["seconds"], None))
+    Console().print(view)
+    if csv is not None:
+        table.write_csv(csv)
+
+
+def run_demo(
+    dataset: Literal["digits", "mnist", "fashion-mnist", "omniglot"] = "digits",
+    *,
+    out: Path = Path("demo"),
+    epochs: int | None = None,
+    seed: int = 0,
+) -> None:
+    """Train one small VAE with seven estimators; write demo/report.html and demo/report.png.
+
+    Args:
+        dataset: digits needs no download.
+        out: folder of the report.
+        epochs: passes for each estimator.
+        seed: the same for all.
+    """
+    from rich.console import Console
+
+    from .bench import report
+    from .bench.demo import demo, task_of
+
+    console = Console()
+    rows = demo(dataset, out=out, epochs=epochs, seed=seed, say=console.print)
+    console.print(report.table(rows, report.title_of(task_of(dataset)[0])))
+    console.print(f"{out / 'report.html'} and {out / 'report.png'} are written.")
+
+
+if __name__ == "__main__":
+    main()
