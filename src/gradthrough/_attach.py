@@ -59,15 +59,20 @@ class _Attach(Function):
         if ctx.needs_input_grad[1]:
             scaled = g.reshape(g.shape + (1,) * (x.ndim - ctx.lead)).to(grad.dtype) * grad
             g_x = scaled.to(x.dtype)
-            if torch.is_grad_enabled():
+            if torch.is_grad_enabled() and not torch.compiler.is_compiling():
                 g_x = cast(Tensor, _Once.apply(g_x, x))
         return g, g_x, None
+
+
+class _AttachBothModes(_Attach):
+    """With forward mode, which torch.compile cannot trace."""
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Any:
         x, grad = ctx.saved_tensors
         t_value, t_x, _ = tangents
-        out = (t_x * grad).sum(tuple(range(ctx.lead, x.ndim)))
+        once = cast(Tensor, _Once.apply(grad, x))
+        out = (t_x * once).sum(tuple(range(ctx.lead, x.ndim)))
         return out if t_value is None else t_value + out.to(t_value.dtype)
 
 
@@ -96,4 +101,5 @@ def attach(value: Tensor, x: Tensor, grad: Tensor) -> Tensor:
         tensor([[5., 5., 5.],
                 [5., 5., 5.]])
     """
-    return cast(Tensor, _Attach.apply(value, x, grad.detach()))
+    door = _Attach if torch.compiler.is_compiling() else _AttachBothModes
+    return cast(Tensor, door.apply(value, x, grad.detach()))

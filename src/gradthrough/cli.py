@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 from ._errors import GradthroughError
-from .estimators import ESTIMATORS
+from .estimators import ESTIMATORS, AbstractEstimator
 
 if TYPE_CHECKING:
     from .bench.task import AbstractTask
@@ -57,7 +57,7 @@ def _app(commands: dict[str, Callable[..., None]]) -> Any:  # noqa: ANN401 - tyr
 def _config() -> tuple[Any, ...]:
     import tyro
 
-    return (tyro.conf.OmitArgPrefixes, tyro.conf.FlagConversionOff)
+    return (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)
 
 
 def _bench() -> None:
@@ -68,25 +68,49 @@ def _bench_run() -> None:
     """Train one task with one estimator: `gradthrough bench run TASK --help`."""
 
 
-def list_estimators() -> None:
-    """List the estimators with their traits and options."""
+def list_estimators(*, markdown: bool = False) -> None:
+    """List the estimators with their traits and options.
+
+    Args:
+        markdown: print the table of the README.
+    """
+    if markdown:
+        print(markdown_table())
+        return
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("key", "class", "unbiased", "exact for", "needs", "samples", "options", "paper")
+    console = Console()
+    table = Table("key", "unbiased", "exact for", "needs", "samples", "options", box=None)
+    wide = console.width >= 120
+    if wide:
+        table.add_column("paper")
     for key, kind in ESTIMATORS.items():
-        traits = kind.traits
-        table.add_row(
-            key,
-            kind.__name__,
-            "yes" if traits.unbiased else "no",
-            {"all": "every f", "none": "-"}.get(traits.exact_for, f"{traits.exact_for} f"),
-            "gradient of f" if traits.pathwise else "values of f",
-            "all points" if traits.noise == "none" else f">= {traits.min_samples}",
-            ", ".join(option_names(kind)) or "-",
-            traits.reference,
-        )
-    Console().print(table)
+        cells = [key, *trait_cells(kind), ", ".join(option_names(kind)) or "-"]
+        table.add_row(*cells, *((kind.traits.reference,) if wide else ()))
+    console.print(table)
+
+
+def markdown_table() -> str:
+    """Return the table of the README, made from the traits."""
+    head = ("key", "class", "unbiased", "exact for", "needs", "samples", "options", "paper")
+    rows = [head, ("---",) * len(head)]
+    for key, kind in ESTIMATORS.items():
+        options = ", ".join(f"`{name}`" for name in option_names(kind)) or "-"
+        cells = (f"`{key}`", f"`{kind.__name__}`", *trait_cells(kind), options)
+        rows.append((*cells, kind.traits.reference))
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def trait_cells(kind: type[AbstractEstimator]) -> tuple[str, str, str, str]:
+    """Return an estimator's promises as text: unbiased, exact for, needs, samples."""
+    traits = kind.traits
+    return (
+        "yes" if traits.unbiased else "no",
+        {"all": "every f", "none": "-"}.get(traits.exact_for, f"{traits.exact_for} f"),
+        "gradient of f" if traits.pathwise else "values of f",
+        "all points" if traits.noise == "none" else f"{traits.min_samples} or more",
+    )
 
 
 def option_names(kind: type) -> list[str]:
@@ -248,19 +272,22 @@ def run_demo(
     epochs: int | None = None,
     seed: int = 0,
 ) -> None:
-    """Train one small VAE with seven estimators; write demo/report.html and demo/report.png.
+    """Train one small VAE with seven estimators; write a page and a picture.
 
     Args:
         dataset: digits needs no download.
-        out: folder of the report.
+        out: folder of report.html, report.png, report.csv and the records.
         epochs: passes for each estimator.
         seed: the same for all.
     """
+    import torch
     from rich.console import Console
 
     from .bench import report
     from .bench.demo import demo, task_of
 
+    # The model is small: a second thread would cost more than it brings.
+    torch.set_num_threads(1)
     console = Console()
     rows = demo(dataset, out=out, epochs=epochs, seed=seed, say=console.print)
     console.print(report.table(rows, report.title_of(task_of(dataset)[0])))

@@ -188,7 +188,12 @@ def fold(f: Callable[..., Tensor], *data: Tensor) -> Objective:
         n, b = points.shape[:2]
         rows = [x.unsqueeze(0).expand(n, *x.shape).flatten(0, 1) for x in data]
         values = f(points.flatten(0, 1), *rows)
-        if values.shape[:1] != (n * b,):
+        if not isinstance(values, Tensor):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise UnsupportedError(
+                f"f must return a tensor of shape ({n * b},), but returned a "
+                f"{type(values).__name__}."
+            )
+        if values.shape != (n * b,):
             raise ShapeError(
                 f"the folded f was called with {n * b} rows and must return as many values, but "
                 f"returned shape {tuple(values.shape)}."

@@ -92,7 +92,7 @@ def cosines(
 
 
 def step_times(
-    steps: Mapping[str, Callable[[], object]], *, rounds: int = 30
+    steps: Mapping[str, Callable[[], object]], *, rounds: int = 60
 ) -> dict[str, list[float]]:
     """Return the seconds of each step, taken in turn so that a slow moment hits all alike."""
     for step in steps.values():

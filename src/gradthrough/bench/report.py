@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import base64
+import csv
 import html
 import io
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import matplotlib as mpl
 import matplotlib.image
@@ -23,6 +24,10 @@ if TYPE_CHECKING:
     from .demo import DemoRow
 
 HEADER = ("estimator", "unbiased", "train -ELBO", "test -ELBO", "cosine", "ms a step")
+CAPTIONS = {
+    "reconstructions": "test images above, reconstructions below",
+    "samples": "samples of the prior",
+}
 _COLOURS = ("#000000", "#0072b2", "#e69f00", "#cc79a7", "#56b4e9", "#d55e00", "#009e73")
 
 _NOTES = (
@@ -76,7 +81,7 @@ def title_of(task: VAE) -> str:
 
 
 def write(rows: list[DemoRow], task: VAE, out: Path) -> None:
-    """Write ``report.html`` and ``report.png``."""
+    """Write ``report.html``, ``report.png`` and ``report.csv``."""
     pictures = {
         row.label: task.pictures(row.result.model, Seeds(row.result.config.seed))
         for row in rows
@@ -84,9 +89,20 @@ def write(rows: list[DemoRow], task: VAE, out: Path) -> None:
     }
     records.replace(out / "report.html", _page(rows, task, pictures).encode())
     records.replace(out / "report.png", _picture(rows, task, pictures))
+    lines = [("key", *HEADER), *((row.result.config.key, *cells(row)) for row in rows)]
+    text = io.StringIO(newline="")
+    csv.writer(text, lineterminator="\n").writerows(lines)
+    records.replace(out / "report.csv", text.getvalue().encode())
 
 
-def _png(picture: Tensor, scale: int = 3) -> str:
+def _range(rows: list[DemoRow]) -> tuple[float, float]:
+    """Return the -ELBO where the curves differ; the first steps fall from far above."""
+    best = min(min(row.curve[1]) for row in rows if row.curve[1])
+    worst = max(row.curve[1][-1] for row in rows if row.curve[1])
+    return best - 0.1 * (worst - best), worst + 1.5 * (worst - best)
+
+
+def _png(picture: Tensor, scale: int = 5) -> str:
     buffer = io.BytesIO()
     big = picture.repeat_interleave(scale, 0).repeat_interleave(scale, 1)
     matplotlib.image.imsave(buffer, big.numpy(), cmap="gray_r", vmin=0, vmax=1, format="png")
@@ -100,6 +116,7 @@ def _page(rows: list[DemoRow], task: VAE, pictures: dict[str, dict[str, Tensor]]
         figure.add_scatter(x=steps, y=values, name=row.label, line={"color": colour, "width": 2})
     figure.update_layout(
         template="plotly_white",
+        yaxis_range=_range(rows),
         xaxis_title="training step",
         yaxis_title="train -ELBO (nats)",
         hovermode="x unified",
@@ -140,14 +157,10 @@ li {{ margin: .3rem 0; }} figcaption {{ color: #555; font-size: .9rem; }}
 
 
 def _figures(label: str, named: dict[str, Tensor]) -> str:
-    captions = {
-        "reconstructions": "test images above, reconstructions below",
-        "samples": "samples of the prior",
-    }
     parts = "".join(
         f'<figure><img alt="{html.escape(label)}: {name}" '
         f'src="data:image/png;base64,{_png(picture)}">'
-        f"<figcaption>{captions[name]}</figcaption></figure>"
+        f"<figcaption>{CAPTIONS[name]}</figcaption></figure>"
         for name, picture in named.items()
     )
     return f"<h3>{html.escape(label)}</h3>{parts}"
@@ -155,27 +168,24 @@ def _figures(label: str, named: dict[str, Tensor]) -> str:
 
 def _picture(rows: list[DemoRow], task: VAE, pictures: dict[str, dict[str, Tensor]]) -> bytes:
     with mpl.rc_context({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False}):
-        figure = Figure(figsize=(11, 6.2), layout="constrained")
-        grid: Any = figure.add_gridspec(2, 2, width_ratios=(3, 2), height_ratios=(3, 2))
-        curves, bars = figure.add_subplot(grid[0, 0]), figure.add_subplot(grid[0, 1])
+        figure = Figure(figsize=(11, 6.4), layout="constrained")
+        upper, lower = cast("tuple[Any, Any]", figure.subfigures(2, 1, height_ratios=(3, 1)))
+        curves, bars = upper.subplots(1, 2, width_ratios=(3, 2))
         for row, colour in zip(rows, _COLOURS, strict=False):
             curves.plot(*row.curve, label=row.label, color=colour, linewidth=1.4)
-        best = min(min(row.curve[1]) for row in rows if row.curve[1])
-        worst = max(row.curve[1][-1] for row in rows if row.curve[1])
-        curves.set_ylim(best - 0.1 * (worst - best), worst + 1.5 * (worst - best))
+        curves.set_ylim(*_range(rows))
         curves.set_xlabel("training step")
         curves.set_ylabel("train -ELBO (nats)")
-        curves.legend(frameon=False, fontsize=8)
+        curves.legend(frameon=False, fontsize=9)
         places = range(len(rows))[::-1]
         bars.barh(places, [row.cosine for row in rows], color=_COLOURS[: len(rows)])
-        bars.set_yticks(places, [row.label for row in rows], fontsize=8)
+        bars.set_yticks(places, [row.label for row in rows], fontsize=9)
         bars.set_xlabel("cosine of the mean gradient with the exact one")
         label, named = next(reversed(pictures.items()))
-        for column, (name, picture) in enumerate(named.items()):
-            axes = figure.add_subplot(grid[1, column])
-            axes.imshow(picture.numpy(), cmap="gray_r", vmin=0, vmax=1)
+        for axes, (name, picture) in zip(lower.subplots(1, 2), named.items(), strict=True):
+            axes.imshow(picture.numpy(), cmap="gray_r", vmin=0, vmax=1, aspect="equal")
             axes.set_axis_off()
-            axes.set_title(f"{label}: {name}", fontsize=9)
+            axes.set_title(f"{label}: {CAPTIONS[name]}", fontsize=9)
         figure.suptitle(title_of(task), x=0.01, ha="left")
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", dpi=130)

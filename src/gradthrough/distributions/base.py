@@ -12,7 +12,7 @@ from torch import Tensor
 from .._errors import BackendError, ConfigError, DomainError, ShapeError, UnsupportedError
 from .._random import uniforms
 from .._types import FLOATS, compute_dtype
-from ..kernels.dispatch import check_rows, draw
+from ..kernels.dispatch import check_rows, draw, probabilities
 
 
 def check_parameter(name: str, x: object, event_dims: object) -> Tensor:
@@ -97,11 +97,12 @@ class Distribution(abc.ABC):
         logits = self.class_logits()
         check_rows(logits)
         x = logits.to(compute_dtype(logits.dtype))
+        x = x - x.detach().amax(-1, keepdim=True)  # first: a common constant would eat the bits
         return x - x.logsumexp(-1, keepdim=True)
 
     def _sum_event(self, x: Tensor) -> Tensor:
         dims = tuple(range(x.ndim - self.event_dims, x.ndim))
-        return (x.sum(dims) if dims else x).to(self.logits.dtype)
+        return x.sum(dims) if dims else x
 
     def log_prob(self, z: Tensor) -> Tensor:
         r"""Return the log-probability of points.
@@ -116,6 +117,10 @@ class Distribution(abc.ABC):
             ShapeError: the points do not end in the shape of the distribution.
             DomainError: a row of the logits has no distribution.
         """
+        return self.precise_log_prob(z).to(self.logits.dtype)
+
+    def precise_log_prob(self, z: Tensor) -> Tensor:
+        """Like `log_prob`, in float32 or better whatever the dtype of the logits."""
         self._check_points(z)
         log_probs = self._log_probs()
         index = self.to_classes(z).argmax(-1, keepdim=True)
@@ -127,7 +132,7 @@ class Distribution(abc.ABC):
         r"""Return the entropy in nats, (\*batch)."""
         log_probs = self._log_probs()
         safe = log_probs.masked_fill(log_probs.isneginf(), 0.0)
-        return self._sum_event(-(log_probs.exp() * safe).sum(-1))
+        return self._sum_event(-(log_probs.exp() * safe).sum(-1)).to(self.logits.dtype)
 
     def kl(self, other: Distribution) -> Tensor:
         r"""Return KL(self || other) in nats, (\*batch); shapes broadcast.
@@ -147,7 +152,7 @@ class Distribution(abc.ABC):
         p, q = self._log_probs(), other._log_probs()
         masked = p.isneginf()
         gap = p.masked_fill(masked, 0.0) - q.masked_fill(masked, 0.0)
-        return self._sum_event((p.exp() * gap).sum(-1))
+        return self._sum_event((p.exp() * gap).sum(-1)).to(self.logits.dtype)
 
     def mode(self) -> Tensor:
         r"""Return the most probable point, (\*batch, \*event[, C])."""
@@ -185,11 +190,12 @@ class Distribution(abc.ABC):
             Float64 (..., \*batch, \*event), the middle of the interval that draws z.
         """
         self._check_points(z)
-        p = self._log_probs().detach().exp().to(torch.float64)
-        p = p / p.sum(-1, keepdim=True)
+        # The very numbers that the draw compares with: a rare class has a narrow interval.
+        p = probabilities(self.class_logits().detach()).to(torch.float64)
         index = self.to_classes(z).argmax(-1, keepdim=True)
         lead = index.ndim - p.ndim
-        middle = (p.cumsum(-1) - 0.5 * p).expand(*index.shape[: max(lead, 0)], *p.shape)
+        cdf = p.cumsum(-1)
+        middle = ((cdf - 0.5 * p) / cdf[..., -1:]).expand(*index.shape[: max(lead, 0)], *p.shape)
         return middle.gather(-1, index).squeeze(-1)
 
     def support(self) -> Tensor:

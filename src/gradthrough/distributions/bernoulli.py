@@ -20,7 +20,8 @@ class Bernoulli(Distribution):
 
     Args:
         logits: (\*batch, \*event).
-        probs: (\*batch, \*event) instead, in [0, 1]; moved off 0 and 1 by one machine epsilon.
+        probs: (\*batch, \*event) instead, in [0, 1]; 0 and 1 are moved by the least step inward
+            that keeps the logit finite.
         event_dims: how many trailing dims are seen jointly by f. 0: every entry is a row.
 
     Raises:
@@ -98,7 +99,9 @@ class Bernoulli(Distribution):
 
 def _logit(probs: Tensor) -> Tensor:
     check_content(probs, lambda x: check_probs(x, 1.0))
-    # A sigmoid that saturated to exactly 0 or 1 would give an infinite logit and a NaN gradient.
-    eps = torch.finfo(probs.dtype).eps
-    p = probs.clamp(eps, 1.0 - eps)
-    return p.log() - torch.log1p(-p)
+    p = probs.to(compute_dtype(probs.dtype))
+    # A sigmoid that saturated to exactly 0 or 1 would give an infinite logit and a NaN gradient;
+    # small probabilities keep all their digits.
+    eps = torch.finfo(p.dtype)
+    p = p.clamp(eps.tiny, 1.0 - eps.eps / 2)
+    return (p.log() - torch.log1p(-p)).to(probs.dtype)

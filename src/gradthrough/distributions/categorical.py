@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 
 from .._errors import ConfigError, DomainError, ShapeError
-from .._types import compute_dtype
-from ..kernels.dispatch import check_content
+from ..kernels.dispatch import check_content, probabilities
 from .base import Distribution, check_parameter
 
 
@@ -93,8 +92,8 @@ class Categorical(Distribution):
 
     def score(self, z: Tensor) -> Tensor:
         """Return z - softmax(logits)."""
-        x = self.logits.detach().to(compute_dtype(self.logits.dtype))
-        return z.detach().to(x.dtype) - (x - x.logsumexp(-1, keepdim=True)).exp()
+        p = probabilities(self.logits.detach())
+        return z.detach().to(p.dtype) - p
 
 
 def _log(probs: Tensor) -> Tensor:

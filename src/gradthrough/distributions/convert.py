@@ -56,5 +56,5 @@ def as_distribution(x: object) -> Distribution:
 
 def _given(base: Any) -> dict[str, Tensor]:  # noqa: ANN401 - any of torch's
     # torch derives logits from probs by clamping them away from 0: start from what was given.
-    name = "logits" if "logits" in vars(base) else "probs"
+    name = "logits" if vars(base).get("logits") is base._param else "probs"
     return {name: getattr(base, name)}

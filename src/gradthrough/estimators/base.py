@@ -69,7 +69,10 @@ class AbstractEstimator(abc.ABC):
 
     def noise(self, dist: Distribution, *, generator: torch.Generator | None = None) -> Tensor:
         r"""Draw the noise for a distribution expanded to (samples, \*batch, ...)."""
-        return uniforms(self.noise_shape(dist), dist.logits.device, generator)
+        shape, device = self.noise_shape(dist), dist.logits.device
+        if self.traits.noise == "none":  # not even an empty draw: vmap refuses those
+            return torch.zeros(shape, dtype=torch.float64, device=device)
+        return uniforms(shape, device, generator)
 
     @abc.abstractmethod
     def draw(self, dist: Distribution, noise: Tensor) -> Draw:
@@ -103,8 +106,7 @@ class AbstractPathwise(AbstractEstimator):
         self, draws: Sequence[Draw], values: Tensor, point_gradients: Tensor | None = None
     ) -> Estimate:
         """Average; the graph of the values is the estimator."""
-        tracked = any(d.points.requires_grad for d in draws)
-        if tracked and not values.requires_grad and torch.is_grad_enabled():
+        if not any(_may_depend(values, d.points) for d in draws):
             raise UnsupportedError(
                 f"{type(self).__name__} differentiates f at the sample, but the values of f do "
                 "not depend differentiably on it (an argmax, an index, a detach or a comparison "
@@ -112,6 +114,22 @@ class AbstractPathwise(AbstractEstimator):
                 "needs values only: gradthrough.RLOO()."
             )
         return Estimate(values.mean(0))
+
+
+def _may_depend(values: Tensor, points: Tensor) -> bool:
+    """Return False where the graph of the values is known not to lead to the points."""
+    if torch.compiler.is_compiling() or not torch.is_grad_enabled() or points.grad_fn is None:
+        return True
+    seen: set[object] = set()
+    todo = [values.grad_fn]
+    while todo:
+        node = todo.pop()
+        if node is points.grad_fn:
+            return True
+        if node is not None and node not in seen:
+            seen.add(node)
+            todo += [parent for parent, _ in node.next_functions]
+    return False
 
 
 class AbstractScore(AbstractEstimator):

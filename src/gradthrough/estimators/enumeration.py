@@ -65,14 +65,17 @@ class Enumerate(AbstractEstimator):
         support = dist.support()
         ones = (1,) * (len(dist.batch_shape) - 1)
         points = support.reshape(size, *ones, *support.shape[1:]).expand(rows.logits.shape)
-        return Draw(points, rows)
+        # f may be undefined where a class is masked: such a point has no weight, so f is asked at
+        # a point of the same row that has some.
+        possible = rows.precise_log_prob(points) > -torch.inf
+        extra = (1,) * (points.ndim - possible.ndim)
+        points = torch.where(possible.reshape(possible.shape + extra), points, rows.mode())
+        return Draw(points, rows, (possible,))
 
     def combine(
         self, draws: Sequence[Draw], values: Tensor, point_gradients: Tensor | None = None
     ) -> Estimate:
         """Sum the values, weighted by their probabilities."""
         (one,) = draws
-        weights = one.dist.log_prob(one.points).exp()
-        # A masked point has weight 0 whatever f is there, also where f is infinite or NaN.
-        values = torch.where(weights > 0, values, 0.0)
+        weights = one.dist.precise_log_prob(one.points).exp() * one.aux[0]
         return Estimate((weights * values).sum(0).to(values.dtype))

@@ -7,11 +7,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from .._errors import DomainError, UnsupportedError
+from .._errors import BackendError, DomainError, UnsupportedError
 from .._random import gumbels, uniforms
 from .._types import Backend, compute_dtype
 from ..distributions.base import check_noise
-from ..kernels.dispatch import check_content, check_rows, launch
+from ..kernels.dispatch import check_content, check_rows, check_uniforms, launch
 from ..kernels.eager import AbstractKernel, SoftGumbelSoftmax
 from ..kernels.eager import GumbelSoftmax as HardGumbelSoftmax
 from .base import DISCRETE, AbstractPathwise, Traits, check_logits, check_positive, sample
@@ -224,17 +224,23 @@ def _with_tensor_tau(
     """Divide by tau in the open, where autograd sees it; then relax at temperature 1."""
     check_logits(logits, dim)
     check_rows(logits.movedim(dim, -1))
-    if not tau.is_floating_point():
-        raise UnsupportedError(f"tau must be floating point, but is {tau.dtype}.")
+    if tau.is_complex() or tau.dtype == torch.bool:
+        raise UnsupportedError(f"tau must be real, but is {tau.dtype}.")
+    if tau.device != logits.device:
+        raise BackendError(
+            f"tau lives on {tau.device}, but the logits on {logits.device}. "
+            "Move it: tau.to(logits.device)."
+        )
     check_content(tau, _check_tau)
     shape = tuple(logits.shape)
     if noise is None:
         u = uniforms(shape, logits.device, generator)
     else:
         u = check_noise(noise, shape, logits, generator)
+        check_content(u, check_uniforms)
     x = logits.to(compute_dtype(logits.dtype))
     masked = x.isneginf()
-    scaled = (x.masked_fill(masked, 0.0) + gumbels(u, x.dtype)) / tau.to(x.dtype)
+    scaled = (x.masked_fill(masked, 0.0) + gumbels(u.detach(), x.dtype)) / tau.to(x.dtype)
     rows = scaled.masked_fill(masked, -torch.inf).movedim(dim, -1)
     # One Gumbel for all classes shifts a row and changes nothing: the noise is already in.
     still = torch.full(tuple(rows.shape), 0.5, dtype=torch.float64, device=rows.device)

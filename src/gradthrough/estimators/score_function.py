@@ -7,8 +7,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from .._errors import DomainError, ShapeError, UnsupportedError
+from .._errors import BackendError, DomainError, ShapeError, UnsupportedError
 from .._random import antithetic, noise_shape
+from .._types import compute_dtype
 from ..distributions.base import Distribution
 from ..distributions.convert import as_distribution
 from .base import DISCRETE, AbstractScore, Draw, Estimate, Traits, learning_signal, send_score
@@ -86,10 +87,15 @@ class Reinforce(AbstractScore):
                 f"the proposal must be {dist.family} with logits of shape {rest}, but is "
                 f"{source.family} with {tuple(source.logits.shape)}."
             )
+        if source.logits.device != dist.logits.device:
+            raise BackendError(
+                f"the proposal lives on {source.logits.device}, but the logits on "
+                f"{dist.logits.device}. Move it to their device."
+            )
         source = dist.with_logits(source.logits.detach()).expand(dist.logits.shape[0])
         points = super().draw(source, noise).points
-        with torch.no_grad():
-            log_weight = dist.log_prob(points) - source.log_prob(points)
+        target = dist.with_logits(dist.logits.detach())  # no_grad would let forward mode through
+        log_weight = target.precise_log_prob(points) - source.precise_log_prob(points)
         return Draw(points, dist, (log_weight.exp(),))
 
     def combine(
@@ -115,8 +121,24 @@ class Reinforce(AbstractScore):
     def _baseline(self, dist: Distribution, values: Tensor) -> Tensor | None:
         if self.baseline is None:
             return None
-        c = self.baseline(dist) if callable(self.baseline) else self.baseline
-        c = torch.as_tensor(c, device=values.device)
+        c = self.baseline
+        if callable(c):
+            # Without the graph of the logits: the tuning loss trains the baseline alone.
+            c = c(dist.with_logits(dist.logits.detach()))
+        dtype = compute_dtype(values.dtype)
+        if isinstance(c, int | float) and not isinstance(c, bool):
+            c = torch.full((), c, dtype=dtype, device=values.device)
+        if not isinstance(c, Tensor):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise UnsupportedError(
+                f"the baseline must be a number, a tensor or a callable that returns a tensor, but "
+                f"a {type(c).__name__} came."
+            )
+        if c.device != values.device:
+            raise BackendError(
+                f"the baseline lives on {c.device}, but the values of f on {values.device}. "
+                "Move it to their device."
+            )
+        c = c.to(dtype)
         try:
             return c.expand(values.shape)
         except RuntimeError:

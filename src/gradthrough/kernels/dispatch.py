@@ -10,7 +10,7 @@ from torch.autograd import Function
 from .._errors import BackendError, DomainError
 from .._types import Backend, compute_dtype
 from .eager import AbstractKernel, Exact, contract
-from .softmax import one_hot, softmax
+from .softmax import centre, normalise, one_hot
 
 _validation: bool | None = None
 
@@ -62,7 +62,8 @@ def _check_rows(logits: Tensor, total: Tensor) -> None:
     )
 
 
-def _check_noise(noise: Tensor) -> None:
+def check_uniforms(noise: Tensor) -> None:
+    """Raise DomainError unless the noise is in [0, 1)."""
     if noise.numel() == 0:
         return
     low, high = torch.aminmax(noise)
@@ -79,8 +80,8 @@ def _forward(
     x = logits.to(compute_dtype(logits.dtype))
     checks = _validates(logits)
     if checks and given:
-        _check_noise(noise)
-    drawn = kernel.forward(x, noise, inner)
+        check_uniforms(noise)
+    drawn = kernel.forward(centre(x), noise, inner)
     if checks:
         _check_rows(x, drawn.total)
     if kernel.soft:
@@ -292,9 +293,15 @@ def check_content(x: Tensor, check: Callable[[Tensor], None]) -> None:
 
 def _sound(logits: Tensor) -> None:
     x = logits.to(compute_dtype(logits.dtype))
-    _check_rows(x, softmax(x)[1])
+    _check_rows(x, normalise(centre(x))[1])
 
 
 def check_rows(logits: Tensor) -> None:
     r"""Raise DomainError where a row of logits (\*rows, C) has no distribution."""
     check_content(logits, _sound)
+
+
+def probabilities(logits: Tensor) -> Tensor:
+    r"""Return softmax(logits) (\*rows, C) in float32 or better: what a draw compares with."""
+    check_rows(logits)
+    return normalise(centre(logits.to(compute_dtype(logits.dtype))))[0]

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from .._random import CounterExponentials, gumbels
 from .._types import NoiseKind
-from .softmax import derivative, inverse_cdf, softmax
+from .softmax import centre, derivative, inverse_cdf, normalise
 
 Term = tuple[Tensor, Tensor | float, float]
 """(value p of the softmax, its weight, its temperature)."""
@@ -40,7 +40,7 @@ class AbstractKernel:
     soft: ClassVar[bool] = False  # True: the sample itself is the first saved tensor
 
     def forward(self, logits: Tensor, noise: Tensor, inner: Tensor) -> Drawn:
-        """Draw, in float32 or better."""
+        """Draw, in float32 or better, from logits whose rows have maximum 0."""
         raise NotImplementedError
 
     def terms(
@@ -57,7 +57,7 @@ class Exact(AbstractKernel):
     noise: ClassVar[NoiseKind] = "variable"
 
     def forward(self, logits: Tensor, noise: Tensor, inner: Tensor) -> Drawn:
-        p, total = softmax(logits)
+        p, total = normalise(logits)
         return Drawn(inverse_cdf(p, noise), total, ())
 
     def terms(
@@ -75,9 +75,9 @@ class StraightThrough(AbstractKernel):
     noise: ClassVar[NoiseKind] = "variable"
 
     def forward(self, logits: Tensor, noise: Tensor, inner: Tensor) -> Drawn:
-        p, total = softmax(logits)
+        p, total = normalise(logits)
         index = inverse_cdf(p, noise)
-        soft = p if self.tau == 1.0 else softmax(logits / self.tau)[0]
+        soft = p if self.tau == 1.0 else normalise(logits / self.tau)[0]
         if not self.importance:
             return Drawn(index, total, (soft,))
         alive = (logits > -torch.inf).sum(-1, keepdim=True)
@@ -99,7 +99,7 @@ class GumbelSoftmax(AbstractKernel):
 
     def forward(self, logits: Tensor, noise: Tensor, inner: Tensor) -> Drawn:
         perturbed = logits + gumbels(noise, logits.dtype)
-        relaxed, total = softmax(perturbed / self.tau)
+        relaxed, total = normalise(centre(perturbed) / self.tau)
         return Drawn(perturbed.argmax(-1), total, (relaxed,))
 
     def terms(
@@ -124,7 +124,7 @@ class GumbelRao(AbstractKernel):
     noise: ClassVar[NoiseKind] = "variable+seed"
 
     def forward(self, logits: Tensor, noise: Tensor, inner: Tensor) -> Drawn:
-        p, total = softmax(logits)
+        p, total = normalise(logits)
         return Drawn(inverse_cdf(p, noise[..., 0]), total, (p,))
 
     def terms(
@@ -151,7 +151,8 @@ def conditional_relaxation(p: Tensor, index: Tensor, e: Tensor, tau: float) -> T
     race = p * e.gather(-1, at)
     ratio = race / (e + race)
     relative = ratio if tau == 1.0 else ratio ** (1.0 / tau)
-    relative = relative.scatter(-1, at, 1.0)
+    drawn = p.gather(-1, at)
+    relative = relative.scatter(-1, at, drawn / drawn)  # 1, or NaN in an unsound row
     return relative / relative.sum(-1, keepdim=True)
 
 
@@ -167,7 +168,7 @@ class GappedStraightThrough(AbstractKernel):
     noise: ClassVar[NoiseKind] = "variable"
 
     def forward(self, logits: Tensor, noise: Tensor, inner: Tensor) -> Drawn:
-        p, total = softmax(logits)
+        p, total = normalise(logits)
         index = inverse_cdf(p, noise)
         at = index.unsqueeze(-1)
         gap: Tensor | float
@@ -178,9 +179,10 @@ class GappedStraightThrough(AbstractKernel):
             gap = -torch.log1p(-drawn) / drawn
         else:
             gap = self.gap
-        top = logits.amax(-1, keepdim=True)
-        pushed = torch.minimum(logits, top - gap)
-        return Drawn(index, total, (softmax(pushed.scatter(-1, at, top) / self.tau)[0],))
+        pushed = logits.minimum(-torch.as_tensor(gap, dtype=logits.dtype, device=logits.device))
+        drawn = logits.gather(-1, at)
+        lifted = pushed.scatter(-1, at, drawn - drawn)  # 0, or NaN in an unsound row
+        return Drawn(index, total, (normalise(lifted / self.tau)[0],))
 
     def terms(
         self, index: Tensor, noise: Tensor, inner: Tensor, saved: tuple[Tensor, ...]
@@ -200,11 +202,11 @@ class ReinMax(AbstractKernel):
     noise: ClassVar[NoiseKind] = "variable"
 
     def forward(self, logits: Tensor, noise: Tensor, inner: Tensor) -> Drawn:
-        p, total = softmax(logits)
+        p, total = normalise(logits)
         index = inverse_cdf(p, noise)
         if self.tau == 1.0:
             return Drawn(index, total, (p,))
-        return Drawn(index, total, (p, softmax(logits / self.tau)[0]))
+        return Drawn(index, total, (p, normalise(logits / self.tau)[0]))
 
     def terms(
         self, index: Tensor, noise: Tensor, inner: Tensor, saved: tuple[Tensor, ...]

@@ -7,13 +7,23 @@ import torch
 from torch import Tensor
 
 
-def softmax(x: Tensor) -> tuple[Tensor, Tensor]:
-    r"""Return the softmax of x and its row total (\*rows, 1), which is finite only for a sound row.
+def centre(x: Tensor) -> Tensor:
+    """Shift each row so that its maximum is 0.
 
-    NaN, +inf and a row that is -inf throughout all end in a NaN total: one check covers them.
+    Done before anything else: a constant that logits share would otherwise eat the bits that tell
+    the classes apart. A row with +inf, or with -inf throughout, becomes NaN.
+    """
+    return x - x.detach().amax(-1, keepdim=True)
+
+
+def normalise(x: Tensor) -> tuple[Tensor, Tensor]:
+    r"""Return the softmax of centred rows and the row totals (\*rows, 1).
+
+    A total is finite only for a sound row: NaN, +inf and a row that is -inf throughout all end in
+    NaN, so one check covers them.
     """
     # Written out: torch's own last-dim softmax is several times slower at few classes.
-    e = (x - x.amax(-1, keepdim=True)).exp()
+    e = x.exp()
     total = e.sum(-1, keepdim=True)
     return e / total, total
 

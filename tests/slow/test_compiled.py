@@ -1,0 +1,70 @@
+"""torch.compile(fullgraph=True): the numbers of eager code, and its own noise."""
+
+import pytest
+import torch
+
+import gradthrough as gt
+from problems import F64, VARIANTS, normal, problem, samples_for, uniform
+
+SLOPE = normal(3, seed=48)
+
+
+def close(got, want, tolerance=1e-10):
+    torch.testing.assert_close(got, want, rtol=0.0, atol=tolerance)
+
+
+# torch's own tracer makes an instance of every autograd.Function that it meets.
+INSIDE_TORCH = pytest.mark.filterwarnings("ignore:.*should not be instantiated")
+pytestmark = [pytest.mark.slow, INSIDE_TORCH]
+COMPILED = [name for name in gt.ESTIMATORS if name != "gumbel_rao"]  # 100 inner draws: slow
+COMPILED += ["gumbel_rao k", "reinmax tau", "st importance", "reinforce proposal"]
+
+
+@pytest.mark.parametrize("name", COMPILED)
+def test_compiled_code_equals_eager_code(name, compiler):
+    p = problem()
+    estimator = VARIANTS[name](p.dist(normal(6, 2, 3)))
+    n = samples_for(estimator, 2)
+    x = normal(6, 2, 3).requires_grad_()
+    noise = uniform(*estimator.noise_shape(p.dist(x).expand(n)))
+
+    def loss(x, u):
+        return gt.expect(p.cubic, p.dist(x), estimator, samples=n, noise=u).sum()
+
+    results = []
+    for call in (loss, compiler(loss)):
+        value = call(x, noise)
+        results.append((value.detach(), torch.autograd.grad(value, x)[0]))
+    close(results[1][0], results[0][0], 1e-12)
+    close(results[1][1], results[0][1], 1e-12)
+
+
+def test_compiled_code_draws_its_own_noise_and_poisons_unsound_rows(compiler):
+    def sample(x):
+        return gt.reinmax(x), gt.gumbel_softmax(x, hard=True), gt.gumbel_rao(x, 0.5, 3)
+
+    x = normal(400, 3).requires_grad_()
+    compiled = compiler(sample)
+    first, second = compiled(x), compiled(x)
+    for z, again in zip(first, second, strict=True):
+        assert bool((z.sum(-1) == 1).all())
+        assert not torch.equal(z, again)
+    bad = x.detach().clone()
+    bad[7, 0] = torch.nan
+    bad.requires_grad_()
+    for z in compiled(bad):
+        (gradient,) = torch.autograd.grad(z, bad, torch.ones_like(z) * SLOPE, retain_graph=True)
+        for result in (z, gradient):
+            assert result[7].isnan().all()
+            assert result[8:].isfinite().all()
+
+
+def test_compiled_code_with_a_learned_temperature(compiler):
+    x = normal(5, 3).requires_grad_()
+    tau = torch.tensor(0.7, dtype=F64, requires_grad=True)
+    u = uniform(5, 3)
+    loss = lambda x, tau, u: (gt.gumbel_softmax(x, tau, noise=u) @ SLOPE).square().sum()  # noqa: E731
+    want = torch.autograd.grad(loss(x, tau, u), (x, tau))
+    got = torch.autograd.grad(compiler(loss)(x, tau, u), (x, tau))
+    close(got[0], want[0])
+    close(got[1], want[1])

@@ -1,0 +1,527 @@
+"""Every public door refuses what it cannot take: the kind of error, and what the message holds."""
+
+import pytest
+import torch
+import torch.distributions as td
+
+import gradthrough as gt
+from problems import (
+    F64,
+    PATHWISE,
+    VARIANTS,
+    noise_for_rows,
+    normal,
+    plain,
+    samples_for,
+    select,
+    uniform,
+)
+
+BUILTIN = {
+    gt.ShapeError: ValueError,
+    gt.DomainError: ValueError,
+    gt.UnsupportedError: TypeError,
+    gt.BackendError: RuntimeError,
+    gt.ConfigError: ValueError,
+}
+X = normal(4, 3)
+SLOPE = normal(3, seed=1)
+
+
+def f(z):
+    return (z @ SLOPE.to(z.dtype)) ** 2
+
+
+def every(names=tuple(VARIANTS)):
+    return pytest.mark.parametrize("name", names)
+
+
+def refuses(kind, *words):
+    """The error kind, and each word in its message, in any order."""
+    return pytest.raises(kind, match="".join(f"(?=(?s:.*){word})" for word in words) or None)
+
+
+def estimator(name):
+    return VARIANTS[name](gt.Categorical(X))
+
+
+def call(name, logits, **keywords):
+    one = estimator(name)
+    return gt.expect(f, logits, one, **({"samples": samples_for(one)} | keywords))
+
+
+def test_each_kind_is_also_the_builtin():
+    assert issubclass(gt.GradthroughError, Exception)
+    for kind, builtin in BUILTIN.items():
+        assert issubclass(kind, gt.GradthroughError)
+        assert issubclass(kind, builtin)
+
+
+# --- logits
+
+WRONG_LOGITS = {
+    "integers": (torch.zeros(4, 3, dtype=torch.int64), gt.UnsupportedError, "int64"),
+    "booleans": (torch.zeros(4, 3, dtype=torch.bool), gt.UnsupportedError, "bool"),
+    "complex": (torch.zeros(4, 3, dtype=torch.complex64), gt.UnsupportedError, "complex64"),
+    "a list": ([[0.0, 1.0]], gt.UnsupportedError, "list"),
+    "None": (None, gt.UnsupportedError, "NoneType"),
+    "0-d": (torch.tensor(0.0), gt.ShapeError, r"\(\)"),
+    "no class": (torch.zeros(4, 0), gt.ShapeError, r"\(4, 0\)"),
+    "NaN": (torch.tensor([[0.0] * 3, [0.0, torch.nan, 1.0]]), gt.DomainError, "NaN"),
+    "+inf": (torch.tensor([[0.0] * 3, [0.0, torch.inf, 1.0]]), gt.DomainError, r"\+inf"),
+    "all masked": (torch.full((2, 3), -torch.inf), gt.DomainError, "masked"),
+}
+ALL_DOORS = {f"expect {n}": lambda x, n=n: call(n, x) for n in VARIANTS if "proposal" not in n}
+ALL_DOORS |= {n: lambda x, n=n: plain(estimator(n))(x) for n in PATHWISE}
+ALL_DOORS |= {
+    "tensor tau": lambda x: gt.gumbel_softmax(x, torch.tensor(0.5)),
+    "hard": lambda x: gt.gumbel_softmax(x, hard=True),
+    "Categorical.sample": lambda x: gt.Categorical(x).sample(),
+    "Categorical.mode": lambda x: gt.Categorical(x).mode(),
+    "Categorical.probs": lambda x: gt.Categorical(x).probs,
+    "Categorical.entropy": lambda x: gt.Categorical(x).entropy(),
+    "Categorical.log_prob": lambda x: gt.Categorical(x).log_prob(torch.zeros(x.shape)),
+    "Categorical.kl": lambda x: gt.Categorical(torch.zeros_like(x)).kl(gt.Categorical(x)),
+    "Rollout.sample": lambda x: gt.Rollout(gt.RLOO(), samples=len(x)).sample(x),
+    "as_distribution": lambda x: gt.as_distribution(x).sample(),
+    "proposal": lambda x: gt.expect(f, torch.zeros(x.shape), gt.Reinforce(proposal=x)),
+}
+RETURNS = {"0-d": ("gumbel_softmax", "gumbel_softmax tau", "tensor tau", "hard")}  # as torch
+
+
+@pytest.mark.parametrize("door", ALL_DOORS)
+@pytest.mark.parametrize("what", WRONG_LOGITS)
+def test_wrong_logits_are_refused_at_every_door(door, what):
+    x, kind, word = WRONG_LOGITS[what]
+    if door in RETURNS.get(what, ()):
+        assert ALL_DOORS[door](x).shape == x.shape
+        return
+    if what == "None" and door.startswith("Categorical"):  # as if nothing was passed
+        kind, word = gt.ConfigError, "exactly one"
+    needs_tensor = door in ("Categorical.log_prob", "Categorical.kl", "Rollout.sample", "proposal")
+    if needs_tensor and not (isinstance(x, torch.Tensor) and x.is_floating_point() and x.ndim):
+        return  # the test itself would fail first
+    with refuses(kind, word):
+        ALL_DOORS[door](x)
+
+
+@pytest.mark.parametrize("family", [gt.Categorical, gt.Bernoulli])
+def test_probabilities_are_checked(family):
+    for p in (-0.1, torch.nan, torch.inf):
+        with refuses(gt.DomainError, "probs", "logits="):
+            family(probs=torch.tensor([0.5, p]))
+    with refuses(gt.ConfigError, "exactly one"):
+        family()
+    with refuses(gt.ConfigError, "exactly one"):
+        family(X, probs=X.abs())
+    with refuses(gt.UnsupportedError, "probs", "list"):
+        family(probs=[0.5, 0.5])
+
+
+def test_probabilities_above_one_and_rows_without_any():
+    with refuses(gt.DomainError, r"\[0, 1\]"):
+        gt.Bernoulli(probs=torch.tensor([1.5]))
+    with refuses(gt.DomainError, "masked"):
+        gt.Categorical(probs=torch.zeros(2, 3)).sample()
+
+
+@pytest.mark.parametrize("event_dims", [-1, True, 1.0, "1", None])
+def test_event_dims_must_be_a_count(event_dims):
+    with refuses(gt.DomainError, "event_dims", str(event_dims)):
+        gt.Categorical(X, event_dims=event_dims)
+
+
+def test_event_dims_must_fit_the_shape():
+    with refuses(gt.ShapeError, r"\(4, 3\)", "2 event"):
+        gt.Categorical(X, event_dims=2)
+    with refuses(gt.ShapeError, r"\(4, 3\)", "3 event"):
+        gt.Bernoulli(X, event_dims=3)
+
+
+def test_points_must_end_in_the_shape_of_the_logits():
+    q = gt.Categorical(X)
+    for method in (q.log_prob, q.noise_for):
+        with refuses(gt.ShapeError, r"\(4, 3\)", r"\(5, 3\)"):
+            method(torch.zeros(5, 3))
+
+
+def test_kl_needs_two_laws_of_one_kind():
+    q = gt.Categorical(X)
+    with refuses(gt.UnsupportedError, "categorical", "bernoulli"):
+        q.kl(gt.Bernoulli(X))
+    with refuses(gt.UnsupportedError, "event_dims=1"):
+        q.kl(gt.Categorical(X, event_dims=1))
+    with refuses(gt.ShapeError, "3", "5"):
+        q.kl(gt.Categorical(normal(4, 5)))
+
+
+@pytest.mark.parametrize("x", [td.Normal(0.0, 1.0), "logits", 3, [X], td.Beta(1.0, 1.0)])
+def test_what_is_no_discrete_law_is_refused(x):
+    for door in (gt.as_distribution, lambda x: gt.expect(f, x, gt.ReinMax())):
+        with refuses(gt.UnsupportedError, type(x).__name__, "Categorical"):
+            door(x)
+
+
+# --- options
+
+NUMBERS = {
+    0: gt.DomainError,
+    -1.0: gt.DomainError,
+    float("nan"): gt.DomainError,
+    float("inf"): gt.DomainError,
+    "1": gt.UnsupportedError,
+    None: gt.UnsupportedError,
+    True: gt.UnsupportedError,
+    (1.0,): gt.UnsupportedError,
+}
+TAUS = [kind for kind in gt.ESTIMATORS.values() if kind.traits.pathwise]
+
+
+@pytest.mark.parametrize("value", NUMBERS)
+@pytest.mark.parametrize("kind", TAUS)
+def test_tau_is_a_number_above_zero(kind, value):
+    with refuses(NUMBERS[value], "tau"):
+        kind(tau=value)
+    function = next(
+        n for n in dir(gt) if n.islower() and n.replace("_", "") == kind.__name__.lower()
+    )
+    with refuses(NUMBERS[value], "tau"):
+        getattr(gt, function)(X, tau=value)
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, torch.nan, torch.inf])
+def test_a_tensor_tau_is_above_zero_throughout(value):
+    with refuses(gt.DomainError, "tau"):
+        gt.gumbel_softmax(X, torch.tensor([0.5, value, 0.5], dtype=F64))
+    with refuses(gt.DomainError, "tau"):
+        gt.ReinMax(tau=torch.tensor(value))
+
+
+@pytest.mark.parametrize("name", PATHWISE)
+def test_a_tau_that_overflows_is_no_silent_nan(name):
+    kind = type(estimator(name))
+    x = (50 * X).float().requires_grad_()
+    try:
+        z = plain(kind(tau=1e-38))(x)
+        (gradient,) = torch.autograd.grad((z @ SLOPE.float()).sum(), x)
+    except gt.DomainError:
+        return
+    assert not gradient.isnan().any()
+
+
+@pytest.mark.parametrize("gap", [0.0, -1.0, float("nan"), float("inf")])
+def test_gap_is_above_zero(gap):
+    for door in (gt.GappedStraightThrough, lambda gap: gt.gapped_straight_through(X, gap=gap)):
+        with refuses(gt.DomainError, "gap"):
+            door(gap=gap)
+    with refuses(gt.ConfigError, "gap", "'q'", "'p'"):
+        gt.GappedStraightThrough(gap="q")
+
+
+COUNTS = {0: gt.DomainError, -3: gt.DomainError, 2.5: gt.UnsupportedError}
+COUNTS |= {"4": gt.UnsupportedError, True: gt.UnsupportedError, None: gt.UnsupportedError}
+
+
+@pytest.mark.parametrize(("k", "kind"), COUNTS.items())
+def test_k_is_a_count(k, kind):
+    for door in (gt.GumbelRao, lambda k: gt.gumbel_rao(X, k=k)):
+        with refuses(kind, "k must"):
+            door(k=k)
+    with refuses(kind, "limit"):
+        gt.Enumerate(limit=k)
+
+
+def test_inner_draws_have_a_row_for_each_row():
+    for shape in ((4, 3), (4, 5, 2), (3, 5, 3), (1, 4, 5, 3)):
+        with refuses(gt.ShapeError, "inner", r"\(4, 'K', 3\)"):
+            gt.gumbel_rao(X, inner=torch.ones(shape, dtype=F64))
+    with pytest.raises(gt.GradthroughError):
+        gt.gumbel_rao(X, inner=[[1.0]])
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, torch.nan, torch.inf])
+def test_inner_draws_outside_their_range_are_refused(value):
+    inner = torch.ones(4, 2, 3, dtype=F64)
+    inner[1, 0, :] = value
+    with refuses(gt.DomainError, "inner"):
+        gt.gumbel_rao(X, inner=inner)
+
+
+@pytest.mark.parametrize("dim", [2, -3, 5])
+@every(PATHWISE)
+def test_dim_exists(name, dim):
+    with refuses(gt.ShapeError, f"dim={dim}", r"\(4, 3\)"):
+        plain(estimator(name))(X, dim=dim)
+    with refuses(gt.UnsupportedError, "dim"):
+        plain(estimator(name))(X, dim=1.0)
+
+
+@every(PATHWISE)
+@pytest.mark.parametrize("backend", ["fast", "", None])
+def test_unknown_backends_are_refused(name, backend):
+    with refuses(gt.BackendError, "eager"):
+        plain(estimator(name))(X, backend=backend)
+    assert plain(estimator(name))(X, backend="eager").shape == X.shape
+
+
+# --- noise
+
+PLAIN = {n: lambda u, n=n, **k: plain(estimator(n))(X, noise=u, **k) for n in PATHWISE}
+EXPECT = {f"expect {n}": lambda u, n=n, **k: call(n, X, noise=u, **k) for n in VARIANTS}
+SAMPLE = {"sample": lambda u, **k: gt.Categorical(X).sample(noise=u, **k)}
+LEARNED = {
+    "tensor tau": lambda u, **k: gt.gumbel_softmax(X, torch.tensor(0.5, dtype=F64), noise=u, **k)
+}
+NOISE_DOORS = PLAIN | EXPECT | SAMPLE | LEARNED
+
+
+def right_noise(door):
+    if door in PLAIN:
+        return noise_for_rows(estimator(door), X)
+    if door in EXPECT:
+        one = estimator(door.removeprefix("expect "))
+        return uniform(*one.noise_shape(gt.Categorical(X).expand(samples_for(one))))
+    return uniform(4) if door == "sample" else uniform(4, 3)
+
+
+@pytest.mark.parametrize("door", NOISE_DOORS)
+def test_noise_of_the_wrong_kind_is_refused(door):
+    right, run = right_noise(door), NOISE_DOORS[door]
+    run(right)
+    for wrong in (right.float(), right.long(), right.tolist(), "noise"):
+        with refuses(gt.UnsupportedError, "noise", "float64"):
+            run(wrong)
+    for wrong in (right[None], right[:0], torch.cat((right, right))):
+        if wrong.shape != right.shape:
+            with refuses(gt.ShapeError, "noise", *map(str, right.shape)):
+                run(wrong)
+    with refuses(gt.ConfigError, "noise=", "generator="):
+        run(right, generator=torch.Generator())
+    with refuses(gt.BackendError, "meta", "cpu"):
+        run(right.to("meta"))
+
+
+@pytest.mark.parametrize("door", NOISE_DOORS)
+@pytest.mark.parametrize("value", [1.0, 1.5, -1e-9, torch.nan, torch.inf])
+def test_noise_outside_its_range_is_refused(door, value):
+    noise = right_noise(door)
+    if noise.numel() == 0:
+        return
+    noise.view(-1)[0] = value
+    with refuses(gt.DomainError, r"noise", r"\[0, 1\)"):
+        NOISE_DOORS[door](noise)
+
+
+@every()
+def test_logits_elsewhere_need_a_generator_there(name):
+    one = estimator(name)
+    if one.traits.noise == "none" or getattr(one, "proposal", None) is not None:
+        return
+    with refuses(gt.BackendError, "meta", "generator"):
+        call(name, X.to("meta"), generator=torch.Generator())
+
+
+AWAY = X.to("meta")
+ELSEWHERE = {
+    "baseline": lambda: gt.expect(f, X, gt.Reinforce(baseline=AWAY[:, 0])),
+    "proposal": lambda: gt.expect(f, X, gt.Reinforce(proposal=AWAY)),
+    "inner": lambda: gt.gumbel_rao(X, inner=AWAY[:, None]),
+    "tau": lambda: gt.gumbel_softmax(X, AWAY[0, 0]),
+}
+
+
+@pytest.mark.parametrize("what", ELSEWHERE)
+def test_tensors_on_another_device_are_refused(what):
+    with refuses(gt.BackendError, what, "meta", "cpu"):
+        ELSEWHERE[what]()
+
+
+# --- estimators, samples and f
+
+
+@pytest.mark.parametrize("key", ["reinmx", "reinforc", "gumbel_roa", "straight", "zzz", "", None])
+def test_unknown_estimators_name_their_neighbours(key):
+    near = {"reinmx": "reinmax", "reinforc": "reinforce", "gumbel_roa": "gumbel_rao"}
+    with refuses(gt.ConfigError, repr(key), *gt.ESTIMATORS) as error:
+        gt.estimator(key)
+    if key in near:
+        assert f"'{near[key]}'" in str(error.value).split("Known")[0]
+
+
+@pytest.mark.parametrize("key", gt.ESTIMATORS)
+def test_unknown_options_are_named(key):
+    with refuses(gt.ConfigError, "'temperature'", gt.ESTIMATORS[key].__name__):
+        gt.estimator(key, temperature=1.0)
+
+
+NO_ESTIMATOR = [(gt.RLOO, r"RLOO\(\)"), ("rloo", r"estimator\('rloo'\)"), (None, "None"), (f, "f")]
+DOORS_OF_ESTIMATORS = {
+    "expect": lambda e, **k: gt.expect(f, X, e, **k),
+    "estimate": lambda e, **k: gt.estimate(f, X, e, **k),
+    "Rollout": lambda e, **k: gt.Rollout(e, **k),
+    "Bound": lambda e, **k: gt.Bound(e, **k)(f, X),
+}
+
+
+@pytest.mark.parametrize("door", DOORS_OF_ESTIMATORS)
+def test_what_is_no_estimator_is_refused(door):
+    for thing, hint in NO_ESTIMATOR:
+        with refuses(gt.UnsupportedError, "estimator", hint):
+            DOORS_OF_ESTIMATORS[door](thing)
+    for samples, kind in ((0, gt.DomainError), (-1, gt.DomainError), (2.0, gt.UnsupportedError)):
+        with refuses(kind, "samples"):
+            DOORS_OF_ESTIMATORS[door](gt.ReinMax(), samples=samples)
+    with refuses(gt.UnsupportedError, "samples", "bool"):
+        DOORS_OF_ESTIMATORS[door](gt.ReinMax(), samples=True)
+
+
+@every(select(lambda e: e.traits.min_samples > 1))
+@pytest.mark.parametrize("door", DOORS_OF_ESTIMATORS)
+def test_leave_one_out_needs_more_samples(name, door):
+    least = estimator(name).traits.min_samples
+    with refuses(gt.DomainError, "samples", str(least)):
+        DOORS_OF_ESTIMATORS[door](estimator(name), samples=least - 1)
+
+
+def test_antithetic_draws_come_in_pairs():
+    for samples in (1, 3):
+        with refuses(gt.DomainError, "antithetic", str(samples), str(samples + 1)):
+            gt.expect(f, X, gt.Reinforce(antithetic=True), samples=samples)
+
+
+WRONG_F = {
+    "not callable": (3, gt.UnsupportedError, "int"),
+    "a float": (lambda z: 1.0, gt.UnsupportedError, "float"),
+    "None": (lambda z: None, gt.UnsupportedError, "NoneType"),
+    "integers": (lambda z: z.argmax(-1), gt.UnsupportedError, "int64"),
+    "booleans": (lambda z: z[..., 0] > 0, gt.UnsupportedError, "bool"),
+    "complex": (lambda z: z[..., 0] * 1j, gt.UnsupportedError, "complex"),
+    "a mean": (lambda z: z.mean(), gt.ShapeError, r"\(\)"),
+    "one value for each example": (lambda z: z[0, :, 0], gt.ShapeError, "fold"),
+    "one for each class": (lambda z: z, gt.ShapeError, "4, 3"),
+}
+
+
+@every()
+@pytest.mark.parametrize("what", WRONG_F)
+def test_a_wrong_f_is_refused(name, what):
+    wrong, kind, word = WRONG_F[what]
+    one = estimator(name)
+    with refuses(kind, word):
+        gt.expect(wrong, X, one, samples=samples_for(one, 2))
+
+
+@pytest.mark.parametrize("what", ["a float", "None", "a mean", "one value for each example"])
+def test_a_wrong_f_is_refused_when_folded(what):
+    wrong, kind, _ = WRONG_F[what]
+    if what == "one value for each example":
+        wrong = lambda z: z[0, :]  # noqa: E731
+    with refuses(kind):
+        gt.expect(gt.fold(wrong), X, gt.ReinMax())
+    with refuses(gt.ShapeError, "row"):  # no batch dim to fold
+        gt.expect(gt.fold(f), X[0], gt.ReinMax())
+
+
+TABLE = normal(3, seed=2)
+NO_SLOPE = {
+    "argmax": lambda z: TABLE[z.argmax(-1)],
+    "detach": lambda z: f(z.detach()),
+    "argmax with a learned table": lambda z: LEARNT[z.argmax(-1)],
+}
+LEARNT = normal(3, seed=3).requires_grad_()
+
+
+@every(PATHWISE)
+@pytest.mark.parametrize("what", NO_SLOPE)
+def test_a_pathwise_estimator_refuses_an_f_without_slope(name, what):
+    x = X.clone().requires_grad_()
+    with refuses(gt.UnsupportedError, "differentia", "RLOO"):
+        gt.expect(NO_SLOPE[what], x, estimator(name))
+    with torch.no_grad():
+        assert gt.expect(NO_SLOPE[what], x, estimator(name)).isfinite().all()
+
+
+def test_enumerate_has_a_limit():
+    q = gt.Categorical(torch.zeros(2, 5, 10), event_dims=1)
+    with refuses(gt.UnsupportedError, "100,000", "RLOO"):
+        gt.expect(lambda z: z.sum((-1, -2)), gt.Categorical(torch.zeros(2, 6, 10), event_dims=1),
+                  gt.Enumerate())  # fmt: skip
+    with refuses(gt.UnsupportedError, "99,999"):
+        gt.expect(lambda z: z.sum((-1, -2)), q, gt.Enumerate(limit=99_999))
+
+
+WRONG_BASELINES = {
+    "shape": (torch.zeros(7), gt.ShapeError, r"\(7,\)"),
+    "too many dims": (torch.zeros(2, 1, 4), gt.ShapeError, r"\(2, 1, 4\)"),
+    "string": ("mean", gt.UnsupportedError, "str"),
+    "callable returning None": (lambda dist: None, gt.UnsupportedError, "NoneType"),
+    "callable of a wrong shape": (lambda dist: torch.zeros(3), gt.ShapeError, r"\(3,\)"),
+}
+
+
+@pytest.mark.parametrize("what", WRONG_BASELINES)
+def test_wrong_baselines_are_refused(what):
+    baseline, kind, word = WRONG_BASELINES[what]
+    with refuses(kind, "baseline", word):
+        gt.expect(f, X, gt.Reinforce(baseline=baseline), samples=2)
+
+
+def test_wrong_proposals_are_refused():
+    for proposal in (normal(4, 5), gt.Bernoulli(X), gt.Categorical(normal(2, 4, 3))):
+        with refuses(gt.ShapeError, "proposal", r"\(4, 3\)"):
+            gt.expect(f, X, gt.Reinforce(proposal=proposal))
+    with refuses(gt.UnsupportedError, "str"):
+        gt.expect(f, X, gt.Reinforce(proposal="uniform"))
+
+
+# --- Rollout
+
+
+def test_rollout_misuse():
+    rollout = gt.Rollout(gt.RLOO(), samples=2)
+    with refuses(gt.ConfigError, "sample"):
+        rollout.combine(torch.zeros(2, 4))
+    with refuses(gt.ShapeError, "2 samples", "expand"):
+        rollout.sample(X)
+    with refuses(gt.ShapeError, "2 samples"):
+        rollout.sample(torch.zeros(3))
+    rollout.sample(rollout.expand(X))
+    with refuses(gt.ShapeError, r"\(2, 4\)", r"\(4,\)"):
+        rollout.combine(torch.zeros(4))
+    with refuses(gt.UnsupportedError, "float"):
+        rollout.combine(1.0)
+    with refuses(gt.UnsupportedError, "int64"):
+        rollout.combine(torch.zeros(2, 4, dtype=torch.int64))
+
+
+def test_a_rollout_of_rows_that_do_not_match_is_refused():
+    rollout = gt.Rollout(gt.RLOO(), samples=2)
+    rollout.sample(rollout.expand(X))
+    rollout.sample(torch.zeros(2, 4, 5, 3))
+    with refuses(gt.ShapeError, r"\(2, 4, 5\)", r"\(2, 4\)"):
+        rollout.combine(torch.zeros(2, 4))
+
+
+@every(select(lambda e: not e.traits.many_draws))
+def test_an_estimator_of_one_latent_is_refused_by_rollout(name):
+    with refuses(gt.UnsupportedError, "one latent", "Nest"):
+        gt.Rollout(estimator(name), samples=2)
+
+
+def test_a_proposal_serves_one_latent():
+    rollout = gt.Rollout(gt.Reinforce(proposal=torch.zeros(4, 3)))
+    for _ in range(2):
+        rollout.sample(rollout.expand(torch.zeros(4, 3)))
+    with refuses(gt.UnsupportedError, "proposal", "one latent"):
+        rollout.combine(torch.zeros(1, 4))
+
+
+@every()
+def test_a_bound_estimator_samples_only_along_a_path(name):
+    one = estimator(name)
+    ex = gt.Bound(one, samples=samples_for(one))
+    if one.traits.pathwise:
+        assert ex.sample(X).shape == X.shape
+        return
+    with refuses(gt.UnsupportedError, "expect"):
+        ex.sample(X)

@@ -1,0 +1,144 @@
+"""Imports run strictly downward, and importing the library loads torch and nothing heavy."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import gradthrough
+
+ROOT = Path(gradthrough.__file__).parent
+HEAVY = (
+    *("lightning_fabric", "lightning", "tyro", "polars", "matplotlib", "plotly", "sklearn"),
+    *("scipy", "optuna", "pooch", "rich", "ray", "submitit", "pandas", "triton"),
+)
+
+# What a module may import of the library, besides the modules of its own row that come first.
+FOUNDATION = ("_types", "_errors")
+TOOLS = (*FOUNDATION, "_random", "_attach", "kernels")
+LAWS = (*TOOLS, "distributions")
+ALLOWED = {
+    "_types": (),
+    "_errors": (),
+    "_random": FOUNDATION,
+    "_attach": FOUNDATION,
+    "controls": FOUNDATION,
+    "kernels": (*FOUNDATION, "_random", "kernels"),
+    "distributions": (*FOUNDATION, "_random", "kernels.dispatch", "distributions"),
+    "estimators": (*LAWS, "estimators.base"),
+    "expect": (*LAWS, "estimators"),
+    "audit": (*LAWS, "controls", "estimators", "expect", "audit"),
+    "bench": (*LAWS, "controls", "estimators", "expect", "audit", "bench"),
+    "cli": (*LAWS, "controls", "estimators", "expect", "audit", "bench"),
+}
+
+
+def modules():
+    return sorted(ROOT.rglob("*.py"))
+
+
+def name_of(path):
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(p for p in parts if p != "__init__")
+
+
+def imports(path):
+    """(absolute name, whether at the top of the module) of each import; ours without prefix."""
+    tree = ast.parse(path.read_text())
+    package = path.relative_to(ROOT).parent.parts
+    lazy = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        for inner in ast.walk(node)
+    }
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            names = [node.module]
+        elif isinstance(node, ast.ImportFrom):
+            base = ("gradthrough", *package[: len(package) - node.level + 1])
+            stem = ".".join((*base, node.module) if node.module else base)
+            names = [stem]
+            if not node.module or (ROOT / Path(*stem.split(".")[1:])).is_dir():
+                names = [
+                    f"{stem}.{a.name}" if exists(f"{stem}.{a.name}") else stem for a in node.names
+                ]
+        else:
+            continue
+        found += [(name, id(node) not in lazy) for name in names]
+    return found
+
+
+def exists(dotted):
+    path = ROOT.joinpath(*dotted.split(".")[1:])
+    return path.with_suffix(".py").exists() or path.is_dir()
+
+
+@pytest.mark.parametrize("path", modules(), ids=name_of)
+def test_imports_run_downward(path):
+    name = name_of(path)
+    top = name.split(".")[0]
+    if name == "":  # the face
+        return
+    assert top in ALLOWED, f"{name} has no place in the table"
+    for target, _ in imports(path):
+        if not target.startswith("gradthrough"):
+            continue
+        inner = target.removeprefix("gradthrough").removeprefix(".")
+        package_face = path.name == "__init__.py" and inner.split(".")[0] == top
+        fine = any(inner == a or inner.startswith(f"{a}.") for a in ALLOWED[top])
+        assert fine or package_face, f"{name} imports {inner}"
+
+
+@pytest.mark.parametrize("path", modules(), ids=name_of)
+def test_heavy_packages_stay_in_bench_and_cli(path):
+    allowed = name_of(path).split(".")[0] in ("bench", "cli")
+    for target, eager in imports(path):
+        package = target.split(".")[0]
+        if package == "triton":
+            assert name_of(path) == "kernels.triton"
+            continue
+        assert package not in HEAVY or allowed
+        if name_of(path) == "kernels.dispatch" and target.endswith("kernels.triton"):
+            assert not eager
+
+
+def test_only_random_draws():
+    """torch.rand and its kin are called in one module."""
+    words = {"rand", "randn", "randint", "multinomial", "bernoulli", "exponential_", "uniform_"}
+    for path in modules():
+        if name_of(path).split(".")[0] in ("_random", "bench", "cli", "audit"):
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+                assert node.func.attr not in words, f"{name_of(path)} line {node.lineno}"
+
+
+def test_no_assert_and_no_print_in_the_core():
+    for path in modules():
+        if name_of(path).split(".")[0] in ("bench", "cli"):
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            assert not isinstance(node, ast.Assert), f"{name_of(path)} line {node.lineno}"
+            named = isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+            assert not (named and node.func.id == "print"), f"{name_of(path)} line {node.lineno}"
+
+
+def test_importing_the_library_loads_torch_and_nothing_heavy():
+    code = (
+        "import sys, torch; before = set(sys.modules); import gradthrough;"
+        "print(*sorted({m.split('.')[0] for m in set(sys.modules) - before}))"
+    )
+    out = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True, text=True, check=True, env={"PYTHONPATH": str(ROOT.parent)},
+    )  # fmt: skip
+    loaded = set(out.stdout.split())
+    assert "gradthrough" in loaded
+    assert not loaded & set(HEAVY)
+    assert not any(m.startswith("gradthrough.bench") for m in out.stdout.split())

@@ -1,0 +1,79 @@
+"""Rows of logits that are no distribution: refused, or NaN in sample and gradient."""
+
+import pytest
+import torch
+from torch.func import grad, jvp, vmap
+
+import gradthrough as gt
+from problems import F64, PATHWISE, VARIANTS, noise_for_rows, normal, plain, samples_for, uniform
+
+SLOPE = normal(4, seed=48)
+
+TRANSFORMS = {
+    "none": lambda f: f,
+    "autograd": lambda f: lambda x: torch.autograd.grad(f(x.requires_grad_()).sum(), x)[0],
+    "grad": grad,
+    "vmap": vmap,
+    "vmap of grad": lambda f: vmap(grad(f)),
+    "jvp": lambda f: lambda x: jvp(f, (x,), (torch.ones_like(x),)),
+}
+
+
+def unsound(value, transform):
+    """Logits with one bad row, in the shape the transform asks for."""
+    rows = normal(3, 4, seed=47)
+    rows[1] = torch.tensor([0.0, value, 0.0, 0.0]) if value == value and value > 0 else value
+    return rows[:, None] if "vmap" in transform else rows
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("transform", TRANSFORMS)
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_an_unsound_row_raises_under_every_transform(name, transform, value):
+    estimator = VARIANTS[name](gt.Categorical(torch.zeros(3, 4)))
+    n = samples_for(estimator)
+    shape = (1, 4) if "vmap" in transform else (3, 4)
+    if getattr(estimator, "proposal", None) is not None:
+        estimator = gt.Reinforce(proposal=torch.zeros(shape, dtype=F64))
+    noise = uniform(*estimator.noise_shape(gt.Categorical(torch.zeros(n, *shape))))
+
+    def loss(x):
+        return gt.expect(lambda z: (z @ SLOPE) ** 2, x, estimator, samples=n, noise=noise).sum()
+
+    with pytest.raises(gt.DomainError, match="rows have no distribution"):
+        TRANSFORMS[transform](loss)(unsound(value, transform))
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_unchecked_an_unsound_row_is_nan_and_the_others_are_not(name, value):
+    logits = unsound(value, "none")
+    estimator = VARIANTS[name](gt.Categorical(logits))
+    n = samples_for(estimator)
+    if getattr(estimator, "proposal", None) is not None:
+        estimator = gt.Reinforce(proposal=torch.zeros(3, 4, dtype=F64))
+    noise = uniform(*estimator.noise_shape(gt.Categorical(logits).expand(n)))
+    gt.set_validation(False)
+    x = logits.requires_grad_()
+    out = gt.expect(lambda z: (z @ SLOPE) ** 2, x, estimator, samples=n, noise=noise)
+    gradient = torch.autograd.grad(out.sum(), x)[0]
+    assert out.isnan().tolist() == [False, True, False]
+    assert gradient.isnan().all(-1).tolist() == [False, True, False]
+    assert gradient[::2].isfinite().all()
+
+
+@pytest.mark.parametrize("name", PATHWISE)
+@pytest.mark.parametrize("classes", [1, 4])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_unchecked_an_unsound_row_gives_a_nan_sample_and_gradient(name, classes, value):
+    logits = normal(3, classes, seed=49)
+    logits[1, 0] = value
+    estimator = VARIANTS[name](gt.Categorical(logits))
+    noise = noise_for_rows(estimator, logits)
+    gt.set_validation(False)
+    x = logits.requires_grad_()
+    z = plain(estimator)(x, noise=noise)
+    gradient = torch.autograd.grad(z, x, normal(3, classes, seed=50))[0]
+    for result in (z, gradient):
+        assert result[1].isnan().all()
+        assert result[::2].isfinite().all()
