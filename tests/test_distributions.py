@@ -88,6 +88,15 @@ def test_the_support_is_every_point_once(family):
 
 
 @FAMILY
+def test_a_row_without_variables_has_one_point(family):
+    q = law(family, 1, batch=(4,), event=(0,))
+    assert q.support_size == len(q.support()) == 1
+    for estimator, n in ((gt.Enumerate(), 1), (gt.RLOO(), 2), (gt.ReinMax(), 1)):
+        value = gt.expect(lambda z: z.flatten(2).sum(-1) + 1.0, q, estimator, samples=n)
+        close(value, torch.ones(4, dtype=F64))
+
+
+@FAMILY
 def test_samples_are_exact_points_and_follow_the_noise(family):
     q = law(family, 1, batch=(50,))
     noise = uniform(50, 3)
@@ -191,14 +200,16 @@ TORCHS = {
 
 @pytest.mark.parametrize("kind", TORCHS)
 @pytest.mark.parametrize("parameter", ["logits", "probs"])
-@pytest.mark.parametrize("touched", [False, True])
-def test_torch_distributions_convert_with_their_graph(kind, parameter, touched):
+@pytest.mark.parametrize("how", ["as made", "touched", "expanded"])
+def test_torch_distributions_convert_with_their_graph(kind, parameter, how):
     p = torch.tensor([[0.2, 0.5, 0.3], [0.6, 0.0, 0.4]], dtype=F64)
     logits = p.logit() if kind == "bernoulli" else p.log()
     x = (p if parameter == "probs" else logits).clone().requires_grad_()
     base = TORCHS[kind](**{parameter: x})
-    if touched:  # torch fills in the other parameter when it is looked at
+    if how != "as made":  # torch fills in the other parameter when it is looked at
         assert base.logits.shape == base.probs.shape
+    if how == "expanded":
+        base = base.expand(base.batch_shape)
     q = gt.as_distribution(base)
     assert q.family == ("bernoulli" if kind == "bernoulli" else "categorical")
     assert gt.as_distribution(q) is q

@@ -153,6 +153,25 @@ def test_kl_needs_two_laws_of_one_kind():
         q.kl(gt.Categorical(X, event_dims=1))
     with refuses(gt.ShapeError, "3", "5"):
         q.kl(gt.Categorical(normal(4, 5)))
+    with refuses(gt.ShapeError, r"\(4,\)", r"\(2,\)"):
+        q.kl(gt.Categorical(normal(2, 3)))
+
+
+def test_what_is_no_point_has_no_probability():
+    """Neither a guess nor another error: soft, empty and NaN points, lists and booleans."""
+    q, b = gt.Categorical(X), gt.Bernoulli(X)
+    for z in (torch.zeros(4, 3), torch.full((4, 3), 0.3), torch.full((4, 3), torch.nan)):
+        for law, points in ((q, z), (b, z + 0.25)):
+            with refuses(gt.DomainError, "points"):
+                law.log_prob(points)
+    for law in (q, b):
+        with refuses(gt.UnsupportedError, "points", "list"):
+            law.log_prob([[1.0, 0.0, 0.0]] * 4)
+    hot = torch.eye(3)[torch.tensor([0, 2, 1, 1])]
+    for law in (q, b):
+        want = law.log_prob(hot.double())
+        for z in (hot, hot.long(), hot.bool()):
+            torch.testing.assert_close(law.log_prob(z), want)
 
 
 @pytest.mark.parametrize("x", [td.Normal(0.0, 1.0), "logits", 3, [X], td.Beta(1.0, 1.0)])
@@ -247,6 +266,13 @@ def test_inner_draws_outside_their_range_are_refused(value):
         gt.gumbel_rao(X, inner=inner)
 
 
+@pytest.mark.parametrize("option", [{"importance": "no"}, {"antithetic": "no"}])
+def test_switches_are_booleans(option):
+    key = "st" if "importance" in option else "reinforce"
+    with refuses(gt.GradthroughError, *option):
+        gt.estimator(key, **option)
+
+
 @pytest.mark.parametrize("dim", [2, -3, 5])
 @every(PATHWISE)
 def test_dim_exists(name, dim):
@@ -312,6 +338,12 @@ def test_noise_outside_its_range_is_refused(door, value):
         NOISE_DOORS[door](noise)
 
 
+@pytest.mark.parametrize("door", ["reinmax", "expect rloo", "sample", "tensor tau"])
+def test_a_seed_is_no_generator(door):
+    with refuses(gt.UnsupportedError, "generator", "int"):
+        NOISE_DOORS[door](None, generator=3)
+
+
 @every()
 def test_logits_elsewhere_need_a_generator_there(name):
     one = estimator(name)
@@ -325,6 +357,7 @@ AWAY = X.to("meta")
 ELSEWHERE = {
     "baseline": lambda: gt.expect(f, X, gt.Reinforce(baseline=AWAY[:, 0])),
     "proposal": lambda: gt.expect(f, X, gt.Reinforce(proposal=AWAY)),
+    "values": lambda: gt.expect(lambda z: z[..., 0].to("meta"), X, gt.RLOO(), samples=2),
     "inner": lambda: gt.gumbel_rao(X, inner=AWAY[:, None]),
     "tau": lambda: gt.gumbel_softmax(X, AWAY[0, 0]),
 }
@@ -454,6 +487,8 @@ WRONG_BASELINES = {
     "shape": (torch.zeros(7), gt.ShapeError, r"\(7,\)"),
     "too many dims": (torch.zeros(2, 1, 4), gt.ShapeError, r"\(2, 1, 4\)"),
     "string": ("mean", gt.UnsupportedError, "str"),
+    "NaN": (float("nan"), gt.DomainError, "nan"),
+    "inf": (float("inf"), gt.DomainError, "inf"),
     "callable returning None": (lambda dist: None, gt.UnsupportedError, "NoneType"),
     "callable of a wrong shape": (lambda dist: torch.zeros(3), gt.ShapeError, r"\(3,\)"),
 }

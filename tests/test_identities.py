@@ -141,6 +141,34 @@ def test_gumbel_rao_inner_draws_come_from_the_counter():
     assert not torch.equal(by_counter[1], fewer[1])
 
 
+def test_the_memory_of_gumbel_rao_does_not_grow_with_its_inner_draws():
+    kept = []
+    for k in (1, 400):
+        sizes = []
+
+        def pack(x, sizes=sizes):
+            sizes.append(x.numel())
+            return x
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+            z = gt.gumbel_rao(THETA.clone().requires_grad_(), k=k)
+        assert z.requires_grad
+        kept.append(sum(sizes))
+    assert kept[0] == kept[1]
+
+
+@pytest.mark.parametrize("name", PATHWISE)
+def test_the_backward_can_run_twice_and_the_sample_be_written_to(name):
+    estimator = VARIANTS[name](gt.Categorical(THETA))
+    noise = noise_for_rows(estimator, THETA)
+    leaf = THETA.clone().requires_grad_()
+    z = plain(estimator)(leaf, noise=noise)
+    first, second = (torch.autograd.grad(z, leaf, UPSTREAM, retain_graph=True)[0] for _ in "ab")
+    assert torch.equal(first, second)
+    z.mul_(UPSTREAM)
+    close(torch.autograd.grad(z.sum(), leaf)[0], first)
+
+
 def quadrature(phi, tau, low, high):
     """Integrate s(1-s)/tau over L ~ Logistic between low and high, s = sigma((phi+L)/tau)."""
 
@@ -266,6 +294,20 @@ def test_a_proposal_weighs_value_and_gradient():
     noise = torch.tensor([[0.3]], dtype=F64)  # class 1 under the proposal
     ones = gt.expect(lambda z: z.sum(-1), q, gt.Reinforce(proposal=other), noise=noise)
     close(ones, 4 * probabilities("categorical", p.logits)[:, 1])
+
+
+@pytest.mark.parametrize("family", ["categorical", "bernoulli"])
+def test_a_proposal_may_be_given_as_logits(family):
+    p = problem(family)
+    law = p.dist(normal(*p.logits.shape, seed=4))
+    noise = uniform(1, 2)
+    values = [
+        gt.expect(
+            p.lookup, p.dist(p.logits[None]), gt.Reinforce(proposal=proposal), noise=noise[:, None]
+        )
+        for proposal in (law.with_logits(law.logits[None]), law.logits[None])
+    ]
+    close(*values)
 
 
 def test_small_tau_moves_the_mean_of_stgs_to_that_of_reinmax():

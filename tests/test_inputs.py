@@ -249,6 +249,19 @@ def test_f_may_be_infinite_at_a_masked_class(name):
         assert gradient.isfinite().all()
 
 
+def test_a_proposal_may_reach_where_the_target_cannot():
+    x = torch.tensor([[-INF, 0.5, -0.3]], dtype=F64).repeat(3, 1).requires_grad_()
+    everywhere = gt.Reinforce(proposal=torch.zeros(3, 3, dtype=F64))
+    noise = torch.tensor([[0.1, 0.5, 0.9]], dtype=F64)  # classes 0, 1, 2
+    for f in (lambda z: z[..., 1] + 2.0, lambda z: z[..., 1:].sum(-1).log()):
+        value = gt.expect(f, x, everywhere, noise=noise)
+        assert value.isfinite().all()
+        assert value[0] == 0
+        (gradient,) = torch.autograd.grad(value.sum(), x)
+        assert gradient.isfinite().all()
+        assert bool((gradient[0] == 0).all())
+
+
 @every()
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_extreme_logits_stay_finite(name, dtype):
@@ -259,6 +272,19 @@ def test_extreme_logits_stay_finite(name, dtype):
     (gradient,) = torch.autograd.grad(value.sum(), x)
     assert value.isfinite().all()
     assert gradient.isfinite().all()
+
+
+@every(PATHWISE)
+@pytest.mark.parametrize("tau", [0.01, 30.0])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_extreme_temperatures_stay_finite(name, tau, dtype):
+    kind = type(VARIANTS[name](gt.Categorical(torch.zeros(1, 2))))
+    x = torch.cat((MASKED[:4], 30 * normal(50, 5, seed=16))).to(dtype).requires_grad_()
+    z = plain(kind(tau=tau))(x)
+    (gradient,) = torch.autograd.grad(z, x, normal(54, 5, seed=17).to(dtype))
+    assert z.isfinite().all()
+    assert gradient.isfinite().all()
+    assert bool((gradient[x.isneginf()] == 0).all())
 
 
 SHIFTED = select(lambda e: not callable(getattr(e, "baseline", None)))

@@ -247,23 +247,25 @@ def test_a_proposal_gets_no_gradient():
     assert theta.grad is not None
 
 
-def tuned(baseline, theta):
-    return gt.estimate(lambda z: z[..., 0] + 3, theta, gt.Reinforce(baseline=baseline), samples=2)
+def tuned(baseline, theta, shift=3.0):
+    return gt.estimate(
+        lambda z: z[..., 0] + shift, theta, gt.Reinforce(baseline=baseline), samples=2
+    )
 
 
 def test_the_tuning_loss_reaches_the_baseline_and_the_value_does_not():
-    theta = normal(4, 3).requires_grad_()
+    theta, shift = normal(4, 3).requires_grad_(), torch.tensor(3.0, dtype=F64, requires_grad=True)
     c = torch.zeros((), dtype=F64, requires_grad=True)
-    out = tuned(c, theta)
+    out = tuned(c, theta, shift)
     out.value.sum().backward()
     assert c.grad is None
     assert theta.grad is not None
-    theta.grad = None
+    assert float(shift.grad) == 4.0
+    theta.grad = shift.grad = None
     out.tuning_loss.backward()
     assert theta.grad is None
-    assert float(c.grad) < 0
-    want = 2 * (0.0 - out.value.detach().mean())
-    close(c.grad, want, EXACT)
+    assert shift.grad is None, "the tuning loss moved the parameters of f"
+    close(c.grad, -2 * out.value.detach().mean(), EXACT)
 
 
 def test_the_tuning_loss_of_a_network_on_the_logits_stops_at_the_network():

@@ -5,10 +5,12 @@ A pathwise sample has the derivatives, to every order, of its surrogate with the
 
 import pytest
 import torch
-from torch.func import grad, hessian, jacfwd, jacrev, jvp, vmap
+from torch.func import grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
 from torch.utils.checkpoint import checkpoint
 
 import gradthrough as gt
+from gradthrough.kernels.dispatch import launch
+from gradthrough.kernels.eager import ReinMax as ReinMaxKernel
 from problems import (
     F64,
     PATHWISE,
@@ -193,6 +195,20 @@ def test_vmap_over_any_dim_of_the_function_form(name):
     close(got, want, 1e-15)
     one = vmap(lambda u: plain(estimator)(stack[:, 0], noise=u))(noise)  # the noise alone
     close(one, plain(estimator)(stack[:, :1].movedim(1, 0).expand(7, 3, 4), noise=noise), 1e-15)
+
+
+def test_vmap_over_an_inner_dim_of_the_kernel():
+    """The function forms move the mapped dim to the front before the kernel sees it."""
+    stack, u = normal(5, 7, 4, seed=46), uniform(5, 7)
+    upstream = normal(5, 7, 4, seed=47)
+
+    def both(x, u, g):
+        z, back = vjp(lambda x: launch(ReinMaxKernel(1.3), x, u)[0], x)
+        return z, back(g)[0]
+
+    got = vmap(both, in_dims=1, out_dims=1)(stack, u, upstream)
+    for one, want in zip(got, both(stack, u, upstream), strict=True):
+        close(one, want, 1e-15)
 
 
 @every(PATHWISE)

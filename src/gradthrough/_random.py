@@ -8,7 +8,7 @@ estimator and backend lets two of them be given the same draw.
 import torch
 from torch import Tensor
 
-from ._errors import BackendError
+from ._errors import BackendError, UnsupportedError
 from ._types import NoiseKind
 
 _GRID = 2.0**-53
@@ -30,6 +30,11 @@ def uniforms(
     shape: tuple[int, ...], device: torch.device, generator: torch.Generator | None
 ) -> Tensor:
     """Draw float64 uniforms in [0, 1) of the given shape."""
+    if generator is not None and not isinstance(generator, torch.Generator):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise UnsupportedError(
+            f"generator must be a torch.Generator, but a {type(generator).__name__} came. For a "
+            "seed: torch.Generator().manual_seed(seed)."
+        )
     if generator is not None and generator.device.type != device.type:
         raise BackendError(
             f"generator lives on {generator.device}, but the logits on {device}. Make it there: "

@@ -247,19 +247,25 @@ def bench_report(out: Path = Path("runs"), *, csv: Path | None = None) -> None:
         csv: write the table there too, one row for each setting, full precision.
     """
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
     from .bench import summary
 
     table = summary.settings(summary.collect(out))
     shown = summary.columns(table)
-    fixed = ["experiment", "label", "dataset", "latents", "classes", "optimizer", "lr", "epochs"]
-    fixed = [c for c in fixed if c in table.columns]
-    view = Table(*fixed, "seeds", "not done", *(title for _, title in shown), "seconds")
+    skipped = {"label", "task", "seeds", "not done", "seconds"}
+    fixed = [c for c in table.columns if c not in skipped and "/" not in c]
+    varying = [c for c in fixed if table[c].n_unique() > 1]
+    # What all rows share goes into the title, so that the numbers fit the terminal.
+    shared = ", ".join(f"{c}={table[c][0]}" for c in fixed if c not in varying)
+    first = Column("estimator", no_wrap=True)
+    view = Table(first, *varying, "seeds", title=shared, title_justify="left", box=None)
+    for title in (*(title for _, title in shown), "not done"):
+        view.add_column(title, justify="right", no_wrap=True)
     for row in table.iter_rows(named=True):
         numbers = [summary.cell(row[c], row[f"{c} sd"]) for c, _ in shown]
-        plain = [str(row[c]) for c in (*fixed, "seeds", "not done")]
-        view.add_row(*plain, *numbers, summary.cell(row["seconds"], None))
+        plain = [str(row[c]) for c in ("label", *varying, "seeds")]
+        view.add_row(*plain, *numbers, str(row["not done"]))
     Console().print(view)
     if csv is not None:
         table.write_csv(csv)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ._errors import ConfigError, ShapeError, UnsupportedError
+from ._errors import BackendError, ConfigError, ShapeError, UnsupportedError
 from ._types import Objective
 from .distributions.base import Distribution, check_noise
 from .distributions.convert import as_distribution
@@ -136,11 +136,19 @@ def _evaluate(f: object, points: Tensor, want: tuple[int, ...], name: str) -> Te
     if not callable(f):
         raise UnsupportedError(f"f must be callable, but a {type(f).__name__} came.")
     values = f(points)
-    _check_values(values, want, name, f" f is called with points of shape {tuple(points.shape)};")
+    _check_values(
+        values,
+        want,
+        name,
+        points.device,
+        f" f is called with points of shape {tuple(points.shape)};",
+    )
     return values  # pyright: ignore[reportReturnType]
 
 
-def _check_values(values: object, want: tuple[int, ...], name: str, called: str = "") -> None:
+def _check_values(
+    values: object, want: tuple[int, ...], name: str, device: torch.device, called: str = ""
+) -> None:
     if not isinstance(values, Tensor):
         raise UnsupportedError(
             f"f must return a tensor of shape {want}, but returned a {type(values).__name__}."
@@ -150,6 +158,11 @@ def _check_values(values: object, want: tuple[int, ...], name: str, called: str 
             f"{name} needs values of shape {want}, one per sample and example, but f returned "
             f"{tuple(values.shape)}.{called} if it takes one leading dim, wrap it: "
             "gradthrough.fold(f)."
+        )
+    if values.device != device:
+        raise BackendError(
+            f"f returned values on {values.device}, but its points live on {device}. "
+            "Move the values there: values.to(points.device)."
         )
     if not values.is_floating_point():
         raise UnsupportedError(
@@ -186,6 +199,12 @@ def fold(f: Callable[..., Tensor], *data: Tensor) -> Objective:
                 "the logits have no batch dim to fold."
             )
         n, b = points.shape[:2]
+        for x in data:
+            if x.shape[:1] != (b,):
+                raise ShapeError(
+                    f"fold got data of shape {tuple(x.shape)}, but the points {tuple(points.shape)}"
+                    f" have a batch of {b}: each tensor needs one row for each of them."
+                )
         rows = [x.unsqueeze(0).expand(n, *x.shape).flatten(0, 1) for x in data]
         values = f(points.flatten(0, 1), *rows)
         if not isinstance(values, Tensor):  # pyright: ignore[reportUnnecessaryIsInstance]
@@ -281,10 +300,12 @@ class Rollout:
         """Like `combine`, with the tuning loss."""
         if not self._draws:
             raise ConfigError("nothing was sampled yet: call rollout.sample before combine.")
-        want = tuple(self._draws[0].dist.batch_shape)
-        _check_values(values, want, type(self._estimator).__name__)
+        first = self._draws[0]
+        want, device = tuple(first.dist.batch_shape), first.points.device
+        _check_values(values, want, type(self._estimator).__name__, device)
         self.on_values(values)
-        return self._estimator.combine(tuple(self._draws), values)
+        draws, self._draws = tuple(self._draws), []  # the next loss starts afresh
+        return self._estimator.combine(draws, values)
 
 
 @dataclass

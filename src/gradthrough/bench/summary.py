@@ -91,7 +91,9 @@ def settings(runs: pl.DataFrame) -> pl.DataFrame:
 def columns(table: pl.DataFrame) -> list[tuple[str, str]]:
     """Return (column, title) of the numbers worth a table, headline metrics first."""
     names = list(dict.fromkeys(table["task"].to_list()))
-    metrics = {m.name: m.title for name in names for m in TASKS[name].metrics}
+    metrics = {
+        m.name: m.title for name in names for m in TASKS[name].metrics if m.better != "neither"
+    }
     return [
         (f"{split}/{metric}", f"{split} {title}")
         for metric, title in metrics.items()

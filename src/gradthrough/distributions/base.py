@@ -12,7 +12,7 @@ from torch import Tensor
 from .._errors import BackendError, ConfigError, DomainError, ShapeError, UnsupportedError
 from .._random import uniforms
 from .._types import FLOATS, compute_dtype
-from ..kernels.dispatch import check_rows, draw, probabilities
+from ..kernels.dispatch import check_content, check_rows, draw, probabilities
 
 
 def check_parameter(name: str, x: object, event_dims: object) -> Tensor:
@@ -117,11 +117,13 @@ class Distribution(abc.ABC):
             ShapeError: the points do not end in the shape of the distribution.
             DomainError: a row of the logits has no distribution.
         """
-        return self.precise_log_prob(z).to(self.logits.dtype)
+        points = self._check_points(z)
+        out = self.precise_log_prob(points)
+        check_content(self.to_classes(points), _check_one_hot)  # after the logits, if both are bad
+        return out.to(self.logits.dtype)
 
     def precise_log_prob(self, z: Tensor) -> Tensor:
         """Like `log_prob`, in float32 or better whatever the dtype of the logits."""
-        self._check_points(z)
         log_probs = self._log_probs()
         index = self.to_classes(z).argmax(-1, keepdim=True)
         lead = index.ndim - log_probs.ndim
@@ -149,6 +151,13 @@ class Distribution(abc.ABC):
             raise ShapeError(
                 f"KL needs equal numbers of classes, but got {self.classes} and {other.classes}."
             )
+        try:
+            torch.broadcast_shapes(self.variables, other.variables)
+        except RuntimeError:
+            raise ShapeError(
+                f"KL needs variables that broadcast, but got {self.variables} and "
+                f"{other.variables}."
+            ) from None
         p, q = self._log_probs(), other._log_probs()
         masked = p.isneginf()
         gap = p.masked_fill(masked, 0.0) - q.masked_fill(masked, 0.0)
@@ -189,12 +198,13 @@ class Distribution(abc.ABC):
         Returns:
             Float64 (..., \*batch, \*event), the middle of the interval that draws z.
         """
-        self._check_points(z)
+        z = self._check_points(z)
         # The very numbers that the draw compares with: a rare class has a narrow interval.
         p = probabilities(self.class_logits().detach()).to(torch.float64)
         index = self.to_classes(z).argmax(-1, keepdim=True)
         lead = index.ndim - p.ndim
         cdf = p.cumsum(-1)
+        check_content(self.to_classes(z), _check_one_hot)
         middle = ((cdf - 0.5 * p) / cdf[..., -1:]).expand(*index.shape[: max(lead, 0)], *p.shape)
         return middle.gather(-1, index).squeeze(-1)
 
@@ -204,17 +214,30 @@ class Distribution(abc.ABC):
         device = self.logits.device
         codes = torch.arange(self.support_size, device=device).unsqueeze(-1)
         places = self.classes ** torch.arange(m - 1, -1, -1, device=device)
-        digits = (codes // places % self.classes).reshape(-1, *self.event_shape)
+        digits = (codes // places % self.classes).reshape(self.support_size, *self.event_shape)
         z = torch.zeros(*digits.shape, self.classes, dtype=self.logits.dtype, device=device)
         return self.from_classes(z.scatter(-1, digits.unsqueeze(-1), 1.0))
 
-    def _check_points(self, z: Tensor) -> None:
+    def _check_points(self, z: object) -> Tensor:
+        if not isinstance(z, Tensor):
+            raise UnsupportedError(
+                f"points must be a torch.Tensor, but a {type(z).__name__} came. Wrap them."
+            )
         want = self.logits.shape
         if z.ndim < len(want) or z.shape[z.ndim - len(want) :] != want:
             raise ShapeError(
                 f"points must end in the shape of the logits, {tuple(want)}, but have shape "
                 f"{tuple(z.shape)}."
             )
+        return z.to(self.logits.dtype)
+
+
+def _check_one_hot(z: Tensor) -> None:
+    if not bool((((z == 0) | (z == 1)).all(-1) & (z.sum(-1) == 1)).all()):
+        raise DomainError(
+            "points must be exactly 0 or 1, and one-hot along the class dim of a categorical, but "
+            "some are not. A soft sample has no probability under a discrete law."
+        )
 
 
 def check_noise(

@@ -2,6 +2,7 @@
 
 from typing import Any, cast
 
+import torch
 import torch.distributions as td
 from torch import Tensor
 
@@ -55,6 +56,9 @@ def as_distribution(x: object) -> Distribution:
 
 
 def _given(base: Any) -> dict[str, Tensor]:  # noqa: ANN401 - any of torch's
-    # torch derives logits from probs by clamping them away from 0: start from what was given.
-    name = "logits" if vars(base).get("logits") is base._param else "probs"
-    return {name: getattr(base, name)}
+    found: dict[str, Tensor] = {n: vars(base)[n] for n in ("logits", "probs") if n in vars(base)}
+    if len(found) < 2:
+        return found
+    # torch keeps the one it was given and the one it derived, and derives logits from probs by
+    # moving them away from 0. A class of probability 0 stays masked.
+    return {"logits": found["logits"].masked_fill(found["probs"] == 0, -torch.inf)}

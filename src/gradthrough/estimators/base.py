@@ -181,6 +181,13 @@ def check_count(name: str, value: object, least: int) -> int:
     return value
 
 
+def check_switch(name: str, value: object) -> bool:
+    """Return a bool, else say what came."""
+    if not isinstance(value, bool):
+        raise UnsupportedError(f"{name} must be True or False, but is {value!r}.")
+    return value
+
+
 def check_logits(logits: object, dim: object) -> Tensor:
     """Refuse what a plain pathwise function cannot take."""
     if not isinstance(logits, Tensor):

@@ -1,5 +1,6 @@
 """REINFORCE with and without a baseline, and its leave-one-out form."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -12,7 +13,16 @@ from .._random import antithetic, noise_shape
 from .._types import compute_dtype
 from ..distributions.base import Distribution
 from ..distributions.convert import as_distribution
-from .base import DISCRETE, AbstractScore, Draw, Estimate, Traits, learning_signal, send_score
+from .base import (
+    DISCRETE,
+    AbstractScore,
+    Draw,
+    Estimate,
+    Traits,
+    check_switch,
+    learning_signal,
+    send_score,
+)
 
 Baseline = float | Tensor | Callable[[Distribution], Tensor]
 
@@ -62,6 +72,9 @@ class Reinforce(AbstractScore):
         many_draws=True,
     )
 
+    def __post_init__(self) -> None:
+        check_switch("antithetic", self.antithetic)
+
     def noise_shape(self, dist: Distribution) -> tuple[int, ...]:
         r"""Return (samples, \*batch, \*event), half the samples when antithetic."""
         samples, *rest = dist.variables
@@ -80,7 +93,10 @@ class Reinforce(AbstractScore):
             noise = torch.cat((noise, antithetic(noise)))
         if self.proposal is None:
             return super().draw(dist, noise)
-        source = as_distribution(self.proposal)
+        given = self.proposal
+        # Bare logits are of the target's own family.
+        bare = isinstance(given, Tensor) and given.ndim == dist.logits.ndim - 1
+        source = dist.with_logits(given) if bare else as_distribution(given)  # pyright: ignore[reportArgumentType]
         rest = tuple(dist.logits.shape[1:])
         if source.family != dist.family or tuple(source.logits.shape) != rest:
             raise ShapeError(
@@ -115,7 +131,10 @@ class Reinforce(AbstractScore):
                 tuning = (signal - c).square().mean()
             signal = signal - c.detach()
         for weight in draws[0].aux:
-            signal, values = signal * weight, values * weight.to(values.dtype)
+            # Where the target cannot be, f does not count, whatever it is there.
+            possible = weight > 0
+            signal = torch.where(possible, signal, 0.0) * weight
+            values = torch.where(possible, values, 0.0) * weight.to(values.dtype)
         return Estimate(send_score(draws, values, signal).mean(0), tuning)
 
     def _baseline(self, dist: Distribution, values: Tensor) -> Tensor | None:
@@ -127,6 +146,8 @@ class Reinforce(AbstractScore):
             c = c(dist.with_logits(dist.logits.detach()))
         dtype = compute_dtype(values.dtype)
         if isinstance(c, int | float) and not isinstance(c, bool):
+            if not math.isfinite(c):
+                raise DomainError(f"the baseline must be finite, but is {c}.")
             c = torch.full((), c, dtype=dtype, device=values.device)
         if not isinstance(c, Tensor):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise UnsupportedError(

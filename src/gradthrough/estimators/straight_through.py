@@ -9,7 +9,7 @@ from torch import Tensor
 from .._types import Backend
 from ..kernels.eager import AbstractKernel
 from ..kernels.eager import StraightThrough as Kernel
-from .base import DISCRETE, AbstractPathwise, Traits, check_positive, sample
+from .base import DISCRETE, AbstractPathwise, Traits, check_positive, check_switch, sample
 
 
 @dataclass(frozen=True)
@@ -54,11 +54,12 @@ class StraightThrough(AbstractPathwise):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "tau", check_positive("tau", self.tau))
+        check_switch("importance", self.importance)
 
     @property
     def kernel(self) -> AbstractKernel:
         """The sample's law and surrogate."""
-        return Kernel(self.tau, bool(self.importance))
+        return Kernel(self.tau, self.importance)
 
 
 def straight_through(
@@ -103,5 +104,5 @@ def straight_through(
     Reference:
         Bengio, Leonard, Courville, 2013, arXiv:1308.3432.
     """
-    kernel = Kernel(check_positive("tau", tau), importance)
+    kernel = Kernel(check_positive("tau", tau), check_switch("importance", importance))
     return sample(kernel, logits, dim=dim, generator=generator, noise=noise, backend=backend)

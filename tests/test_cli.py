@@ -1,0 +1,108 @@
+"""The command line and the demo, as a user types them."""
+
+import json
+import re
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+import gradthrough as gt
+from gradthrough import cli
+from gradthrough.bench.config import RunConfig
+from gradthrough.bench.demo import demo
+from gradthrough.bench.tasks.vae import VAE
+
+RUN = "bench run vae --dataset digits --latents 2 --classes 3 --hidden 16 8 --epochs 1".split()
+README = Path(__file__).parents[1] / "README.md"
+
+
+def test_list_names_every_estimator(capsys):
+    cli.main(["list"])
+    text = capsys.readouterr().out
+    assert all(key[:10] in text for key in gt.ESTIMATORS)
+
+
+def test_the_readme_holds_the_table_of_the_traits(capsys):
+    cli.main(["list", "--markdown"])
+    table = capsys.readouterr().out.strip()
+    assert table == cli.markdown_table()
+    assert table in README.read_text(encoding="utf-8"), "run: gradthrough list --markdown"
+
+
+def test_run_and_report(tmp_path, capsys):
+    for seed in "01":
+        cli.main([*RUN, "--estimator", "reinmax", "--seed", seed, "--out", str(tmp_path)])
+    assert "done" in capsys.readouterr().out
+    cli.main(["bench", "report", "--out", str(tmp_path), "--csv", str(tmp_path / "t.csv")])
+    assert re.search(r"reinmax\(\) +2 .*±", capsys.readouterr().out)
+    assert (tmp_path / "t.csv").read_text().count("\n") == 2
+
+
+def test_flags_make_the_config_they_say(tmp_path):
+    flags = "--estimator gst --gap p --tau 0.7 --lr 3e-4 --optimizer radam --batch-size 50"
+    cli.main([*RUN, *flags.split(), "--out", str(tmp_path), "--experiment", "x"])
+    want = RunConfig(
+        "vae",
+        asdict(VAE("digits", latents=2, classes=3, hidden=(16, 8))),
+        "gst",
+        {"tau": 0.7, "gap": "p"},
+        optimizer="radam",
+        lr=3e-4,
+        batch_size=50,
+        epochs=1,
+    )
+    assert (tmp_path / "x" / f"{want.key}.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([*RUN, "--estimator", "reinmx"], "reinmax"),
+        ([*RUN, "--estimator", "st", "--k", "3"], "no option 'k'"),
+        ([*RUN, "--tau", "0"], "above 0"),
+        (["bench", "run", "vae", "--dataset", "mnits"], "'mnist'"),
+        (["bench", "report", "--out", "no/such/folder"], "no records"),
+    ],
+)
+def test_an_error_is_one_line_and_exit_status_2(words, said, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        cli.main(words)
+    assert stop.value.code == 2
+    message = capsys.readouterr().err
+    assert said in message
+    assert message.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "words", [["dmeo"], ["bench", "rnu"], ["bench", "run", "nae"], ["list", "x"]]
+)
+def test_unknown_words_are_refused(words, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(words)
+    assert stop.value.code == 2
+    assert words[-1] in capsys.readouterr().err
+
+
+def test_the_demo_writes_a_page_a_picture_and_its_numbers(tmp_path):
+    rows = demo(out=tmp_path, epochs=2, draws=32)
+    assert [row.result.status for row in rows] == ["done"] * 7
+    assert rows[0].cosine == pytest.approx(1.0)
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "plotly" in page
+    assert not re.search(r"<(script|link)[^>]+(src|href)=[\"']https?:", page), (
+        "it must work offline"
+    )
+    assert page.count('<img alt="') == 14
+    assert (tmp_path / "report.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "report.csv").read_text().count("\n") == 8
+
+
+def test_committed_records_are_of_configs_that_this_version_builds():
+    folder = README.parent / "experiments" / "results"
+    for path in folder.rglob("*.jsonl"):
+        first, *_ = path.read_text().splitlines()
+        start = json.loads(first)
+        assert RunConfig(**start["config"]).key == start["key"] == path.stem
+        assert start["environment"]["dirty"] is False

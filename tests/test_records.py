@@ -1,0 +1,106 @@
+"""Records and configs: plain data that survives a kill and says what it is."""
+
+import json
+
+import pytest
+
+import gradthrough as gt
+from gradthrough.bench import records
+from gradthrough.bench.config import RunConfig
+from gradthrough.bench.records import Record
+from gradthrough.bench.seeds import Seeds
+
+
+def test_a_record_comes_back_as_it_was(tmp_path):
+    path = tmp_path / "a" / "b.jsonl"
+    lines = [
+        Record("start", "k", config={"lr": 0.1}, environment={"torch": "x"}),
+        Record("metric", "k", 3, "train", "neg_elbo", 1.25, 12, 0.5),
+        Record("end", "k", 3, status="done"),
+    ]
+    records.write(path, lines)
+    assert records.read(path) == lines
+    records.append(path, lines[1:])
+    assert records.read(path) == lines + lines[1:]
+
+
+def test_a_line_that_a_kill_cut_short_is_left_out(tmp_path):
+    path = tmp_path / "a.jsonl"
+    records.write(path, [Record("start", "k"), Record("end", "k", status="done")])
+    whole = path.read_bytes()
+    for cut in range(len(whole.splitlines(keepends=True)[0]), len(whole)):
+        path.write_bytes(whole[:cut])
+        assert [r.kind for r in records.read(path)] == ["start"]
+
+
+def test_a_value_that_is_not_finite_is_null():
+    data = json.loads(Record("metric", "k", value=float("nan")).line())
+    assert data["value"] is None
+
+
+@pytest.mark.parametrize("line", ["", "3", "{}", '{"schema": 2}', "half a li"])
+def test_a_file_of_something_else_is_refused(tmp_path, line):
+    path = tmp_path / "a.jsonl"
+    path.write_text(line + "\n")
+    with pytest.raises(gt.DomainError, match="record"):
+        records.read(path)
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / "a.jsonl"
+    records.write(path, [Record("start", "k")])
+    with pytest.raises(TypeError):
+        records.write(path, [Record("start", "k", config={"x": object()})])
+    assert [r.kind for r in records.read(path)] == ["start"]
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_one_writer_for_each_run(tmp_path):
+    lock = records.Lock(tmp_path / "a.jsonl")
+    with pytest.raises(gt.ConfigError, match="another process"):
+        records.Lock(tmp_path / "a.jsonl")
+    lock.release()
+    records.Lock(tmp_path / "a.jsonl").release()
+
+
+def config(**changes):
+    return RunConfig(**({"task": "vae", "task_options": {}, "estimator": "reinmax"} | changes))
+
+
+def test_the_key_is_made_from_the_content_and_nothing_else():
+    assert config().key == config(samples=1).key == RunConfig(**config().as_dict()).key
+    changes = ({"seed": 1}, {"lr": 1e-3}, {"estimator_options": {"tau": 2.0}}, {"epochs": 3})
+    assert len({config(**c).key for c in changes} | {config().key}) == 5
+    shuffled = json.loads(json.dumps(config().as_dict(), sort_keys=True))
+    assert RunConfig(**shuffled).key == config().key
+
+
+@pytest.mark.parametrize(
+    ("change", "kind", "word"),
+    [
+        ({"estimator": "reinmx"}, gt.ConfigError, "reinmax"),
+        ({"estimator_options": {"k": 3}}, gt.ConfigError, "tau"),
+        ({"estimator_options": {"tau": 0.0}}, gt.DomainError, "tau"),
+        ({"optimizer": "lion"}, gt.ConfigError, "adam"),
+        ({"precision": "8"}, gt.ConfigError, "32-true"),
+        ({"lr": 0.0}, gt.DomainError, "lr"),
+        ({"lr": float("nan")}, gt.DomainError, "lr"),
+        ({"epochs": 0}, gt.DomainError, "epochs"),
+        ({"batch_size": 0}, gt.DomainError, "batch_size"),
+        ({"samples": 0}, gt.DomainError, "samples"),
+    ],
+)
+def test_a_wrong_config_is_refused(change, kind, word):
+    with pytest.raises(kind, match=word):
+        config(**change)
+
+
+def test_samples_default_to_what_the_estimator_takes():
+    assert config(estimator="rloo").samples == 2
+    assert config(estimator="reinforce").samples == 1
+
+
+def test_streams_of_seeds_are_independent_of_one_another():
+    streams = [Seeds(s).of(p, i) for s in range(3) for p in ("noise", "order") for i in range(3)]
+    assert len(set(streams)) == len(streams)
+    assert all(0 <= s < 2**63 for s in streams)

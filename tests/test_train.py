@@ -1,0 +1,166 @@
+"""The training loop: it learns, resumes exactly, says when it diverges and refuses what it must."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict
+
+import pytest
+import torch
+
+import gradthrough as gt
+from gradthrough.bench import checkpoint, records
+from gradthrough.bench.config import RunConfig
+from gradthrough.bench.tasks.vae import VAE
+from gradthrough.bench.train import build_task, run
+
+SMALL = VAE("digits", latents=2, classes=3, hidden=(32, 16), valid=137, bound_samples=7)
+FLAGS = (
+    "--dataset digits --latents 2 --classes 3 --hidden 32 16 --valid 137 --bound-samples 7 "
+    "--estimator reinmax --tau 1.3 --lr 1e-3 --threads 1"
+).split()
+
+
+def config(estimator="reinmax", epochs=2, task=SMALL, **changes):
+    return RunConfig("vae", asdict(task), estimator, epochs=epochs, lr=1e-3, **changes)
+
+
+def metrics(path):
+    """Return everything that a run measured; times differ from run to run."""
+    return [
+        (r.step, r.split, r.metric, r.value, r.evaluations)
+        for r in records.read(path)
+        if r.kind == "metric"
+    ]
+
+
+def train(folder, one, **options):
+    return run(one, out=folder, progress=False, **options)
+
+
+def test_every_estimator_trains(tmp_path):
+    for key in gt.ESTIMATORS:
+        result = train(tmp_path, config(key))
+        assert result.status == "done"
+        first, last = (metrics(result.path)[i][3] for i in (0, -2))
+        assert last < first, key
+        per_example = result.config.build_estimator().evaluations(
+            gt.Categorical(torch.zeros(2, 3), event_dims=1), result.config.samples
+        )
+        assert result.records[-1].evaluations == 2 * 1300 * per_example
+
+
+def test_the_splits_and_the_bound_are_recorded(tmp_path):
+    result = train(tmp_path, config())
+    found = {(r.split, r.metric) for r in result.records if r.kind == "metric"}
+    assert found == {
+        ("train", "neg_elbo"),
+        *((s, m) for s in ("valid", "test") for m in ("neg_elbo", "kl", "neg_bound")),
+    }
+    assert result.last("test", "neg_bound") < result.last("test", "neg_elbo") + 0.1
+    assert {p.suffix for p in result.path.parent.iterdir()} >= {".jsonl", ".ckpt", ".png"}
+    start = result.records[0]
+    assert start.config == result.config.as_dict() | {
+        "task_options": result.config.as_dict()["task_options"] | {"hidden": [32, 16]}
+    }
+    assert start.environment["torch"] == torch.__version__
+
+
+def test_the_same_config_gives_the_same_numbers_and_a_done_run_is_not_done_again(tmp_path):
+    one, other = (train(tmp_path / name, config("gumbel_rao")) for name in "ab")
+    assert metrics(one.path) == metrics(other.path)
+    written = one.path.read_bytes()
+    again = train(tmp_path / "a", config("gumbel_rao"))
+    assert again.path.read_bytes() == written
+    assert again.model is not None
+
+
+def test_torchs_global_randomness_is_left_alone(tmp_path):
+    torch.manual_seed(5)
+    before = torch.random.get_rng_state()
+    train(tmp_path, config(epochs=1))
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_a_killed_run_ends_with_the_metrics_of_an_uninterrupted_one(tmp_path):
+    command = [sys.executable, "-m", "gradthrough.cli", "bench", "run", "vae", *FLAGS]
+    command += ["--epochs", "12", "--out", str(tmp_path / "killed")]
+    folder = tmp_path / "killed" / "vae"
+    for epochs in (3, 7):  # killed twice, somewhere in an epoch
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        wait_for(folder, epochs * 13, process)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+    (path,) = folder.glob("*.jsonl")
+    assert records.read(path)[-1].kind != "end"
+    path.write_bytes(path.read_bytes() + b'{"half a li')
+    one = RunConfig("vae", asdict(SMALL), "reinmax", {"tau": 1.3}, epochs=12, lr=1e-3)
+    resumed, whole = (train(tmp_path / name, one) for name in ("killed", "whole"))
+    assert resumed.path.name == path.name
+    assert metrics(resumed.path) == metrics(whole.path)
+    assert resumed.status == "done"
+
+
+def wait_for(folder, step, process):
+    """Wait until a run's checkpoint has passed a step."""
+    for _ in range(600):
+        time.sleep(0.1)
+        assert process.poll() is None, "the run ended before it could be killed"
+        for path in folder.glob("*.ckpt"):
+            if checkpoint.load(path, torch.device("cpu"))["step"] >= step:
+                return
+    pytest.fail("the run never got there")
+
+
+def test_lines_beyond_the_checkpoint_are_done_again(tmp_path):
+    whole = train(tmp_path / "whole", config(epochs=3))
+    part = train(tmp_path / "part", config(epochs=3))
+    state = checkpoint.load(part.path.with_suffix(".ckpt"), torch.device("cpu"))
+    assert state["epoch"] == 3
+    lines = records.read(part.path)
+    records.write(part.path, [r for r in lines if r.kind != "end" and r.metric != "neg_bound"])
+    again = train(tmp_path / "part", config(epochs=3))
+    assert metrics(again.path) == metrics(whole.path)
+
+
+def test_a_nan_ends_the_run_with_a_reason(tmp_path):
+    wild = RunConfig("vae", asdict(SMALL), "st", optimizer="sgd", lr=1e12, epochs=3)
+    result = train(tmp_path, wild)
+    assert result.status == "diverged"
+    assert "step" in result.records[-1].reason
+    assert result.model is None
+    assert metrics(result.path) == []
+
+
+def test_a_space_too_large_to_enumerate_is_skipped_with_a_reason(tmp_path):
+    result = train(tmp_path, config("enumerate", task=VAE("digits", latents=20, classes=10)))
+    assert result.status == "skipped"
+    assert "100,000" in result.records[-1].reason
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path):
+    result = train(tmp_path, config(epochs=1))
+    target = result.path.with_suffix(".ckpt")
+    target.write_bytes(target.read_bytes()[:100])
+    with pytest.raises(gt.DomainError, match="Remove it"):
+        train(tmp_path, config(epochs=1))
+
+
+def test_an_unknown_task_is_refused():
+    with pytest.raises(gt.ConfigError, match="vae"):
+        build_task(RunConfig("nae", {}, "st"))
+
+
+def test_the_bound_of_one_sample_is_the_elbo_in_law():
+    task = VAE("digits", latents=1, classes=2, hidden=(8, 8), bound_samples=4000)
+    from gradthrough.bench.seeds import Seeds
+
+    model = task.model(Seeds(0))
+    x = task.data.test[:3]
+    bound = task._bound(model, x, torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        z = torch.eye(2).reshape(2, 1, 1, 2).expand(2, 3, 1, 2)
+        exact = -torch.logsumexp(-model.reconstruction(z, x) + torch.log(torch.tensor(0.5)), 0)
+    torch.testing.assert_close(bound, exact, rtol=0, atol=0.02)
