@@ -138,6 +138,17 @@ def test_the_ends_of_the_uniforms_draw_possible_classes(dtype, u):
         assert bool((logits > -inf)[z.bool()].all())
 
 
+@pytest.mark.parametrize("name", VARIANTS)
+def test_noise_is_drawn_on_the_grid_of_float64(name):
+    q = gt.Categorical(torch.zeros(50, 7)).expand(2)
+    noise = VARIANTS[name](q).noise(q)
+    assert noise.dtype == F64
+    assert bool(((noise >= 0) & (noise < 1)).all())
+    fine = (noise * 2.0**53) % 2.0**21 != 0  # not on the grid of 32 bits
+    assert fine.numel() == 0 or float(fine.double().mean()) > 0.99
+    assert torch.equal(noise * 2.0**53, (noise * 2.0**53).floor())
+
+
 def test_antithetic_uniforms_stay_on_their_grid():
     u = torch.tensor([0.0, 2.0**-53, 0.5, LAST], dtype=F64)
     assert antithetic(u).tolist() == [LAST, 1 - 2.0**-52, 0.5 - 2.0**-53, 0.0]
@@ -208,3 +219,10 @@ def test_draws_of_the_counter_are_uncorrelated(kind):
     assert abs(float(mixed.mean())) < 5 * float(mixed.std()) / mixed.numel() ** 0.5
     square = u[1:, :, 1:] * u[:-1, :, 1:] * u[1:, :, :-1] * u[:-1, :, :-1]  # an xor would show
     assert abs(float(square.mean())) < 5 * float(square.std()) / square.numel() ** 0.5
+
+
+def test_no_two_rows_of_the_counter_share_all_their_draws():
+    """A state of 32 bits would: half a million rows make 2^37 pairs."""
+    e = CounterExponentials(uniform(2**19, seed=69), 2, F64)(0)
+    words = (-torch.expm1(-e) * 2.0**32).to(torch.int64)
+    assert len((words[:, 0] * 2**32 + words[:, 1]).unique()) == 2**19
