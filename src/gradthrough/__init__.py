@@ -8,6 +8,7 @@ from ._errors import DomainError as DomainError
 from ._errors import GradthroughError as GradthroughError
 from ._errors import ShapeError as ShapeError
 from ._errors import UnsupportedError as UnsupportedError
+from ._random import preserve as preserve
 from .distributions import Bernoulli as Bernoulli
 from .distributions import Categorical as Categorical
 from .distributions import Distribution as Distribution

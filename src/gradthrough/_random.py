@@ -5,6 +5,9 @@ uniforms (2^-24) cannot draw a class of probability 1e-9, and because one meanin
 estimator and backend lets two of them be given the same draw.
 """
 
+from collections.abc import Callable, Generator
+from contextlib import AbstractContextManager, contextmanager
+
 import torch
 from torch import Tensor
 
@@ -41,6 +44,55 @@ def uniforms(
             f"torch.Generator(device={str(device)!r})."
         )
     return torch.rand(shape, dtype=torch.float64, device=device, generator=generator)
+
+
+def preserve(
+    generator: torch.Generator,
+) -> Callable[[], tuple[AbstractContextManager[None], AbstractContextManager[None]]]:
+    """Make activation checkpointing draw the same noise again in its recompute.
+
+    Args:
+        generator: the generator that the checkpointed code draws from.
+
+    Returns:
+        A ``context_fn`` for ``torch.utils.checkpoint.checkpoint(..., use_reentrant=False)``. It
+        notes the state in which the forward starts; the recompute starts there too, and leaves
+        the generator as it found it.
+
+    Example:
+        >>> import torch, gradthrough as gt
+        >>> from torch.utils.checkpoint import checkpoint
+        >>> g = torch.Generator().manual_seed(0)
+        >>> logits = torch.zeros(5, 3, requires_grad=True)
+        >>> z = checkpoint(
+        ...     lambda x: gt.reinmax(x, generator=g).square(),
+        ...     logits,
+        ...     use_reentrant=False,
+        ...     context_fn=gt.preserve(g),
+        ... )
+        >>> z.sum().backward()
+    """
+
+    def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        start: list[Tensor] = []
+
+        @contextmanager
+        def forward() -> Generator[None, None, None]:
+            start.append(generator.get_state())
+            yield
+
+        @contextmanager
+        def recompute() -> Generator[None, None, None]:
+            now = generator.get_state()
+            generator.set_state(start[0])
+            try:
+                yield
+            finally:
+                generator.set_state(now)
+
+        return forward(), recompute()
+
+    return contexts
 
 
 def antithetic(noise: Tensor) -> Tensor:

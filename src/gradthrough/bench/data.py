@@ -18,8 +18,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .. import _random
 from .._errors import BackendError, ConfigError, DomainError, UnsupportedError
+from .._random import uniforms
 from ._files import FILES, content, local, optional
 from ._formats import area_average, parse_idx, parse_npz
 
@@ -131,7 +131,7 @@ def binarize_batch(x: Tensor, *, generator: torch.Generator) -> Tensor:
             f"x has values from {low} to {high}, but probabilities lie in [0, 1]. "
             "Scale the pixels: divide bytes by 255."
         )
-    return (_random.uniforms(tuple(x.shape), x.device, generator) < x).to(x.dtype)
+    return (uniforms(tuple(x.shape), x.device, generator) < x).to(x.dtype)
 
 
 def load(
