@@ -259,7 +259,7 @@ def test_certain_pixels_are_certain():
 
 
 def test_a_black_pixel_stays_black_at_the_smallest_uniform(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(_random, "uniforms", lambda shape, *_: torch.zeros(shape))
+    monkeypatch.setattr(data, "uniforms", lambda shape, *_: torch.zeros(shape))
     drawn = binarize_batch(torch.tensor([0.0, 1e-9]), generator=generator())
     assert drawn.tolist() == [0, 1]
 

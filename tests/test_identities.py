@@ -158,6 +158,15 @@ def test_the_memory_of_gumbel_rao_does_not_grow_with_its_inner_draws():
 
 
 @pytest.mark.parametrize("name", PATHWISE)
+def test_a_sample_keeps_no_noise_of_the_size_of_the_logits(name):
+    x = normal(40, 30, seed=13, dtype=torch.float32).requires_grad_()
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        plain(VARIANTS[name](gt.Categorical(x)))(x)
+    assert sum(t.numel() for t in kept if t.dtype == F64) <= 2 * 40
+
+
+@pytest.mark.parametrize("name", PATHWISE)
 def test_the_backward_can_run_twice_and_the_sample_be_written_to(name):
     estimator = VARIANTS[name](gt.Categorical(THETA))
     noise = noise_for_rows(estimator, THETA)

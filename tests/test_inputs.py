@@ -85,6 +85,24 @@ def test_low_precision_is_float64_rounded(name, dtype):
     assert float(((gradients[0] - gradients[1]) / scale).abs().max()) < slack
 
 
+@every(select(lambda e: not e.traits.pathwise and e.traits.noise != "none"))
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_values_of_low_precision_are_compared_in_full(name, dtype):
+    """Differences of large values: a mean rounded to their dtype would swallow them."""
+    x = normal(30, 4, seed=2).to(dtype)
+    values = torch.tensor([100.0, 100.5, 101.0, 102.0])
+    gradients = []
+    for y in (x.clone(), x.double()):
+        y.requires_grad_()
+        q, estimator, n, noise = setup(name, y, at_least=3)
+        value = gt.expect(
+            lambda z: (z * values.to(z.dtype)).sum(-1), q, estimator, samples=n, noise=noise
+        )
+        gradients.append(torch.autograd.grad(value.sum(), y)[0].double())
+    scale = gradients[1].abs().amax(-1, keepdim=True).clamp_min(1e-2)
+    assert float(((gradients[0] - gradients[1]) / scale).abs().max()) < 4 * torch.finfo(dtype).eps
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_enumerate_weighs_with_probabilities_that_sum_to_one(dtype):
     x = (4 * normal(50, 16, seed=3)).to(dtype)

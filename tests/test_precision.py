@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import gradthrough as gt
+from gradthrough import _random
 from gradthrough._random import CounterExponentials, antithetic, exponentials
 from problems import F64, VARIANTS, normal, plain, select, uniform
 
@@ -219,6 +220,14 @@ def test_draws_of_the_counter_are_uncorrelated(kind):
     assert abs(float(mixed.mean())) < 5 * float(mixed.std()) / mixed.numel() ** 0.5
     square = u[1:, :, 1:] * u[:-1, :, 1:] * u[1:, :, :-1] * u[:-1, :, :-1]  # an xor would show
     assert abs(float(square.mean())) < 5 * float(square.std()) / square.numel() ** 0.5
+
+
+@pytest.mark.parametrize("word", [0, 2**32 - 1])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_the_last_words_of_the_counter_are_finite_draws(word, dtype, monkeypatch):
+    monkeypatch.setattr(_random, "_mix", lambda x: torch.full_like(x, word))
+    e = draw_all(SEEDS["random"], 2, 3, dtype)
+    assert bool((e > 0).all() & e.isfinite().all())
 
 
 def test_no_two_rows_of_the_counter_share_all_their_draws():
