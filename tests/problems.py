@@ -7,6 +7,7 @@ and samples are written out again, in float64.
 from dataclasses import fields
 from typing import NamedTuple
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -88,6 +89,11 @@ def plain(estimator):
 def noise_for_rows(estimator, logits, seed=0):
     """Fixed noise for the function form, classes along the last dim."""
     return uniform(*estimator.noise_shape(gt.Categorical(logits)), seed=seed)
+
+
+def refuses(kind, *words):
+    """The error kind, and each word in its message, in any order."""
+    return pytest.raises(kind, match="".join(f"(?=(?s:.*){word})" for word in words) or None)
 
 
 # --- functions of points (N, M, *event[, C]) with values (N, M)
@@ -221,6 +227,14 @@ def draws(estimator, dist, samples):
     if kind == "variable+seed":
         u = torch.stack((u, uniform(*u.shape, seed=5)), -1)
     return u, grid([width for _, width in columns]).prod(-1)
+
+
+def case(name, logits, family="categorical", event_dims=0, at_least=1):
+    """An estimator for a law, its number of samples and fixed noise."""
+    q = FAMILIES[family](logits, event_dims=event_dims)
+    estimator = VARIANTS[name](q)
+    n = samples_for(estimator, at_least)
+    return q, estimator, n, uniform(*estimator.noise_shape(q.expand(n)))
 
 
 class Mean(NamedTuple):

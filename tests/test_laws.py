@@ -239,53 +239,6 @@ def test_nothing_else_gets_a_gradient_and_nothing_is_modified(name):
     assert torch.equal(noise, before[1])
 
 
-def test_a_proposal_gets_no_gradient():
-    theta, other = (normal(4, 3, seed=s).requires_grad_() for s in (0, 1))
-    estimator = gt.Reinforce(proposal=gt.Categorical(other))
-    gt.expect(lambda z: z[..., 0], theta, estimator).sum().backward()
-    assert other.grad is None
-    assert theta.grad is not None
-
-
-def tuned(baseline, theta, shift=3.0):
-    return gt.estimate(
-        lambda z: z[..., 0] + shift, theta, gt.Reinforce(baseline=baseline), samples=2
-    )
-
-
-def test_the_tuning_loss_reaches_the_baseline_and_the_value_does_not():
-    theta, shift = normal(4, 3).requires_grad_(), torch.tensor(3.0, dtype=F64, requires_grad=True)
-    c = torch.zeros((), dtype=F64, requires_grad=True)
-    out = tuned(c, theta, shift)
-    out.value.sum().backward()
-    assert c.grad is None
-    assert theta.grad is not None
-    assert float(shift.grad) == 4.0
-    theta.grad = shift.grad = None
-    out.tuning_loss.backward()
-    assert theta.grad is None
-    assert shift.grad is None, "the tuning loss moved the parameters of f"
-    close(c.grad, -2 * out.value.detach().mean(), EXACT)
-
-
-def test_the_tuning_loss_of_a_network_on_the_logits_stops_at_the_network():
-    theta = normal(4, 3).requires_grad_()
-    network = torch.nn.Linear(3, 1, dtype=F64)
-    out = tuned(lambda dist: network(dist.logits).squeeze(-1), theta)
-    out.value.sum().backward()
-    assert network.weight.grad is None
-    theta.grad = None
-    out.tuning_loss.backward()
-    assert network.weight.grad is not None
-    assert theta.grad is None, "the tuning loss moved the logits"
-
-
-def test_without_a_learned_baseline_there_is_no_tuning_loss():
-    theta = normal(4, 3).requires_grad_()
-    assert tuned(0.7, theta).tuning_loss is None
-    assert tuned(lambda dist: dist.logits.detach().sum(-1), theta).tuning_loss is None
-
-
 @everywhere(select(lambda e: e.traits.min_samples > 1))
 def test_a_constant_in_f_does_not_change_a_leave_one_out_gradient(name):
     p = problem()
