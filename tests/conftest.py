@@ -44,7 +44,9 @@ def fixed_seed():
 
 @pytest.fixture
 def compiler():
-    """Give torch.compile(fullgraph=True), from an empty cache."""
+    """Give torch.compile(fullgraph=True), which by default traces only: to build is slow."""
     torch._dynamo.reset()
-    yield lambda function: torch.compile(function, fullgraph=True)
+    yield lambda function, backend="aot_eager": torch.compile(
+        function, fullgraph=True, backend=backend
+    )
     torch._dynamo.reset()

@@ -260,12 +260,13 @@ def bench_report(out: Path = Path("runs"), *, csv: Path | None = None) -> None:
     shared = ", ".join(f"{c}={table[c][0]}" for c in fixed if c not in varying)
     first = Column("estimator", no_wrap=True)
     view = Table(first, *varying, "seeds", title=shared, title_justify="left", box=None)
-    for title in (*(title for _, title in shown), "not done"):
+    unfinished = ["not done"] if table["not done"].sum() else []
+    for title in (*(title for _, title in shown), *unfinished):
         view.add_column(title, justify="right", no_wrap=True)
     for row in table.iter_rows(named=True):
         numbers = [summary.cell(row[c], row[f"{c} sd"]) for c, _ in shown]
         plain = [str(row[c]) for c in ("label", *varying, "seeds")]
-        view.add_row(*plain, *numbers, str(row["not done"]))
+        view.add_row(*plain, *numbers, *(str(row[c]) for c in unfinished))
     Console().print(view)
     if csv is not None:
         table.write_csv(csv)
