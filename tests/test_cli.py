@@ -88,7 +88,7 @@ def test_unknown_words_are_refused(words, capsys):
 def test_the_demo_writes_a_page_a_picture_and_its_numbers(tmp_path):
     rows = demo(out=tmp_path, epochs=2, draws=32)
     assert [row.result.status for row in rows] == ["done"] * 7
-    assert rows[0].cosine == pytest.approx(1.0)
+    assert rows[0].cosine_end == pytest.approx(1.0)
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "plotly" in page
     assert not re.search(r"<(script|link)[^>]+(src|href)=[\"']https?:", page), (

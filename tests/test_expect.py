@@ -216,3 +216,23 @@ def test_without_a_learned_baseline_there_is_no_tuning_loss():
     theta = normal(4, 3).requires_grad_()
     assert tuned(0.7, theta).tuning_loss is None
     assert tuned(lambda dist: dist.logits.detach().sum(-1), theta).tuning_loss is None
+
+
+def test_a_pathwise_rollout_refuses_a_latent_that_the_values_do_not_see():
+    w = normal(3)
+    rollout = gt.Rollout(gt.ReinMax(), samples=2)
+    theta = normal(5, 3, seed=4).requires_grad_()
+    z1, z2 = (rollout.sample(rollout.expand(theta)) for _ in range(2))
+    with pytest.raises(gt.UnsupportedError, match="argmax"):
+        rollout.combine((z1 @ w) * z2.argmax(-1))
+
+
+def test_reset_forgets_what_was_sampled():
+    rollout = gt.Rollout(gt.RLOO(), samples=2)
+    old, new = (normal(5, 3, seed=s).requires_grad_() for s in (5, 6))
+    rollout.sample(rollout.expand(old))
+    rollout.reset()
+    z = rollout.sample(rollout.expand(new))
+    rollout.combine((z @ normal(3)) ** 2).sum().backward()
+    assert old.grad is None
+    assert new.grad is not None

@@ -164,3 +164,48 @@ def test_the_bound_of_one_sample_is_the_elbo_in_law():
         z = torch.eye(2).reshape(2, 1, 1, 2).expand(2, 3, 1, 2)
         exact = -torch.logsumexp(-model.reconstruction(z, x) + torch.log(torch.tensor(0.5)), 0)
     torch.testing.assert_close(bound, exact, rtol=0, atol=0.02)
+
+
+def test_low_precision_trains(tmp_path):
+    result = train(tmp_path, config(precision="bf16-mixed"), accelerator="cpu")
+    assert result.status == "done"
+    first, last = (metrics(result.path)[i][3] for i in (0, -3))
+    assert last < first
+
+
+def test_too_few_samples_are_a_wrong_config_and_not_a_diverged_run():
+    with pytest.raises(gt.DomainError, match="at least 2"):
+        config("rloo", samples=1)
+    with pytest.raises(gt.DomainError, match="pairs"):
+        config("reinforce", samples=3, estimator_options={"antithetic": True})
+
+
+def test_records_and_checkpoint_that_do_not_fit_are_not_glued_together(tmp_path):
+    whole = train(tmp_path / "whole", config())
+    lost = train(tmp_path / "lost", config())
+    lost.path.unlink()
+    again = train(tmp_path / "lost", config())
+    assert metrics(again.path) == metrics(whole.path)
+    again.path.with_suffix(".ckpt").unlink()
+    done = train(tmp_path / "lost", config())
+    assert done.status == "done"
+    assert done.model is None
+
+
+def test_a_resumed_run_says_where_it_went_on(tmp_path):
+    result = train(tmp_path, config())
+    lines = [r for r in records.read(result.path) if r.kind != "end" and r.metric != "neg_bound"]
+    records.write(result.path, lines)
+    again = train(tmp_path, config())
+    starts = [r for r in again.records if r.kind == "start"]
+    assert [r.step for r in starts] == [0, 26]
+    assert all(r.environment["devices"] == 1 for r in starts)
+
+
+def test_two_devices_count_every_evaluation(tmp_path):
+    command = [sys.executable, "-m", "gradthrough.cli", "bench", "run", "vae", *FLAGS]
+    command += [*"--epochs 1 --accelerator cpu --devices 2 --out".split(), str(tmp_path)]
+    subprocess.run(command, check=True, capture_output=True, timeout=120)
+    (path,) = tmp_path.glob("vae/*.jsonl")
+    last = records.read(path)[-1]
+    assert (last.status, last.evaluations) == ("done", 1300)

@@ -13,6 +13,10 @@ class DomainError(GradthroughError, ValueError):
     """A number or the content of a tensor or file is outside what is allowed."""
 
 
+class UnsoundLogitsError(DomainError):
+    """A row of logits has no distribution: NaN, +inf, or every class masked."""
+
+
 class UnsupportedError(GradthroughError, TypeError):
     """A dtype, or something that the chosen estimator cannot do."""
 

@@ -133,7 +133,7 @@ class Training:
         precision: as lightning-fabric has it.
         out: folder of the results.
         experiment: subfolder of the results; the task's name by default.
-        accelerator: cpu, cuda, mps or auto.
+        accelerator: cpu, cuda or auto.
         devices: how many devices.
         threads: threads of one process on CPU; torch's own choice by default.
     """
@@ -145,7 +145,7 @@ class Training:
     batch_size: int = 100
     epochs: int = 160
     seed: int = 0
-    precision: Literal["32-true", "64-true", "bf16-mixed", "16-mixed"] = "32-true"
+    precision: Literal["32-true", "bf16-mixed"] = "32-true"
     out: Path = Path("runs")
     experiment: str | None = None
     accelerator: str = "auto"

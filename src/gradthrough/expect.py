@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -157,7 +156,8 @@ def _check_values(
         raise ShapeError(
             f"{name} needs values of shape {want}, one per sample and example, but f returned "
             f"{tuple(values.shape)}.{called} if it takes one leading dim, wrap it: "
-            "gradthrough.fold(f)."
+            "gradthrough.fold(f). If f sums over dims that belong together, say so: "
+            "gradthrough.Categorical(logits, event_dims=1)."
         )
     if values.device != device:
         raise BackendError(
@@ -292,6 +292,10 @@ class Rollout:
         self._draws.append(draw)
         return draw.points
 
+    def reset(self) -> None:
+        """Forget what was sampled since the last `combine`: after a pass without a loss."""
+        self._draws = []
+
     def combine(self, values: Tensor) -> Tensor:
         r"""Turn values (N, \*batch) into the estimate (\*batch,)."""
         return self.estimate(values).value
@@ -308,7 +312,6 @@ class Rollout:
         return self._estimator.combine(draws, values)
 
 
-@dataclass
 class Bound:
     """An estimator bound to its settings, handed to code that says where it is used.
 
@@ -324,11 +327,18 @@ class Bound:
         torch.Size([5])
     """
 
-    estimator: AbstractEstimator
-    samples: int = 1
-    generator: torch.Generator | None = None
-    tuning_losses: list[Tensor] = field(default_factory=list[Tensor])
-    evaluations: int = 0
+    # Not a dataclass: code that converts the tensors inside a model's arguments takes those apart.
+    def __init__(
+        self,
+        estimator: AbstractEstimator,
+        samples: int = 1,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        self.estimator = estimator
+        self.samples = samples
+        self.generator = generator
+        self.tuning_losses: list[Tensor] = []
+        self.evaluations = 0
 
     def __call__(self, f: Objective, dist: object) -> Tensor:
         """Return expect(f, dist), count its evaluations and keep a tuning loss."""

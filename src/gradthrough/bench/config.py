@@ -10,7 +10,7 @@ from .._errors import ConfigError, DomainError
 from ..estimators import AbstractEstimator, estimator
 
 Optimizer = Literal["adam", "radam", "sgd"]
-Precision = Literal["32-true", "64-true", "bf16-mixed", "16-mixed"]
+Precision = Literal["32-true", "bf16-mixed"]
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,13 @@ class RunConfig:
         for name in ("samples", "batch_size", "epochs"):
             if getattr(self, name) < 1:
                 raise DomainError(f"{name} must be at least 1, but is {getattr(self, name)}.")
+        least = built.traits.min_samples
+        if self.samples is not None and self.samples < least:
+            raise DomainError(
+                f"samples is {self.samples}, but {self.estimator} needs at least {least}."
+            )
+        if getattr(built, "antithetic", False) and (self.samples or 1) % 2:
+            raise DomainError(f"antithetic draws come in pairs, but samples is {self.samples}.")
         if not 0 < self.lr < float("inf"):
             raise DomainError(f"lr must be finite and above 0, but is {self.lr}.")
 

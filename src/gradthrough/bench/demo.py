@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from .._errors import ConfigError
 from . import probe, report
 from .config import RunConfig
 from .seeds import Seeds
@@ -31,7 +32,8 @@ class DemoRow:
 
     label: str
     result: Result
-    cosine: float
+    cosine_start: float
+    cosine_end: float
     milliseconds: float
 
     @property
@@ -85,19 +87,26 @@ def demo(
 
 
 def _measure(task: VAE, results: list[Result], draws: int, seed: int) -> list[DemoRow]:
-    # One model for all: the one that was trained with the exact gradient.
+    # The same models for all: fresh, and as the exact gradient trained it.
     reference = results[0].model
     if reference is None:
-        raise RuntimeError(f"the exact run did not end well: {results[0].records[-1].reason}")
+        path = results[0].path
+        raise ConfigError(
+            f"the exact run of the demo is {results[0].status}, but its checkpoint "
+            f"{path.with_suffix('.ckpt')} is not there. Remove {path} to train it again."
+        )
     batch = next(task.batches("train", Seeds(seed), epoch=0, size=100))
     built = {r.config.label: r.config.build_estimator() for r in results}
-    cosines = probe.cosines(task, reference, batch, built, draws=draws, seed=seed)
+    start, end = (
+        probe.cosines(task, model, batch, built, draws=draws, seed=seed)
+        for model in (task.model(Seeds(seed)), reference)
+    )
     steps = {
         label: probe.training_step(task, copy.deepcopy(reference), batch, one)
         for label, one in built.items()
     }
     cost = probe.median_milliseconds(probe.step_times(steps))
     return [
-        DemoRow(label, result, cosines[label], cost[label])
+        DemoRow(label, result, start[label], end[label], cost[label])
         for label, result in zip(built, results, strict=True)
     ]

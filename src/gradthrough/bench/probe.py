@@ -5,7 +5,6 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +15,6 @@ from ..expect import Bound, expect
 from .task import AbstractTask
 
 
-@dataclass
 class _LogitProbe(Bound):
     """A bound estimator that keeps the gradient which reaches the logits."""
 
@@ -69,7 +67,10 @@ def cosines(
     draws: int,
     seed: int,
 ) -> dict[str, float]:
-    """Return the cosine between each estimator's mean gradient and the exact one, all logits.
+    """Return the cosine between each estimator's mean gradient and the exact one.
+
+    It is the gradient of what the task sends through the estimator (for the VAE the
+    reconstruction, not the analytic KL), in all logits of the batch.
 
     Args:
         task: its latent space must be small enough to enumerate.
@@ -100,10 +101,17 @@ def step_times(
     seconds: dict[str, list[float]] = {label: [] for label in steps}
     for _ in range(rounds):
         for label, step in steps.items():
-            began = time.perf_counter()
+            began = _now()
             step()
-            seconds[label].append(time.perf_counter() - began)
+            seconds[label].append(_now() - began)
     return seconds
+
+
+def _now() -> float:
+    """Return the time at which everything asked of the device is done."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 def median_milliseconds(seconds: Mapping[str, list[float]]) -> dict[str, float]:

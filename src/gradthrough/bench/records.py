@@ -62,7 +62,10 @@ def parse(line: str) -> Record:
             f"record of schema {schema!r}, but this version reads schema {SCHEMA}. Run the "
             "experiment again, or read it with the version that wrote it."
         )
-    return Record(**data)
+    try:
+        return Record(**data)
+    except TypeError as error:
+        raise DomainError(f"not a record: {line[:80]!r} ({error}).") from None
 
 
 def read(path: Path) -> list[Record]:

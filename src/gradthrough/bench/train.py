@@ -14,7 +14,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from .._errors import ConfigError, DomainError
+from .._errors import ConfigError, UnsoundLogitsError
 from ..expect import Bound
 from . import checkpoint, records
 from .config import RunConfig
@@ -99,6 +99,8 @@ def run(
         ConfigError: another process writes the same run.
     """
     path = out / (experiment or config.task) / f"{config.key}.jsonl"
+    if accelerator == "auto" and not torch.cuda.is_available():
+        accelerator = "cpu"  # noise is float64, which some other accelerators do not have
     fabric = Fabric(accelerator=accelerator, devices=devices, precision=config.precision)
     fabric.launch()
     task = task or build_task(config)
@@ -138,23 +140,25 @@ class _Run:
             self._start()
             return self._end("skipped", f"{self.config.label}: {self.refusal}")
         old = records.read(self.path)
-        state = checkpoint.load(self._checkpoint, self.fabric.device)
+        # A checkpoint without its records would end in a run with a hole: start anew.
+        state = checkpoint.load(self._checkpoint, self.fabric.device) if old else None
         if state is not None:
             self._restore(state)
         if old and old[-1].kind == "end":
             return self._result(old[-1].status == "done" and state is not None)
-        if state is None or not old:
+        if state is None:
             self._start()
         elif self.fabric.is_global_zero:
             # Lines after the checkpoint belong to work that is about to be done again.
-            records.write(self.path, [r for r in old if r.step <= self.step])
+            kept = [r for r in old if r.step <= self.step]
+            records.write(self.path, [*kept, self._start_record()])
         try:
             self._train()
         except _DivergedError as why:
             return self._end("diverged", str(why))
-        self._write(self._metrics(final=True))
+        found = self._metrics(final=True)
         self._pictures()
-        return self._end("done", None)
+        return self._end("done", None, found)
 
     def _train(self) -> None:
         per_epoch = math.ceil(self._examples() / self.config.batch_size)
@@ -179,7 +183,8 @@ class _Run:
             "train", self.seeds, epoch=self.epoch, size=self.config.batch_size
         )
         for batch in batches:
-            losses = self._train_step(batch[rank::world])
+            share = batch[rank::world]
+            losses = self._train_step(share, len(share) * world / len(batch))
             total += losses.sum()
             count += losses.numel()
             self.step += 1
@@ -188,19 +193,20 @@ class _Run:
                 bar.show(float(total) / count)
             bar.advance(1)
         self._check(total, count)
-        self.evaluations += self.bound.evaluations
+        mine = torch.stack((total, *total.new_tensor((count, self.bound.evaluations))))
         self.bound.evaluations = 0
-        pair = torch.stack((total, total.new_tensor(count)))
-        sums = cast(Tensor, self.fabric.all_reduce(pair, reduce_op="sum"))
+        sums = cast(Tensor, self.fabric.all_reduce(mine, reduce_op="sum"))
+        self.evaluations += int(sums[2])
         return float(sums[0] / sums[1])
 
-    def _train_step(self, batch: Tensor) -> Tensor:
+    def _train_step(self, batch: Tensor, weight: float) -> Tensor:
+        """Step on this device's share of a batch; devices count by how many examples they have."""
         self.bound.tuning_losses.clear()
         try:
             losses = self.task.losses(self.model, batch, self.bound)
-        except DomainError as error:
+        except UnsoundLogitsError as error:
             raise _DivergedError(f"step {self.step}: {error}") from error
-        loss = losses.mean()
+        loss = losses.mean() * weight if weight else losses.sum()
         for tuning in self.bound.tuning_losses:
             loss = loss + tuning
         self.fabric.backward(loss)
@@ -231,31 +237,42 @@ class _Run:
         self.model.train()
         return found
 
+    def _start_record(self) -> Record:
+        """Say what runs, and where: once, and again whenever the run is taken up."""
+        facts = environment(self.fabric.device) | {"devices": self.fabric.world_size}
+        config = self.config.as_dict()
+        return Record("start", self.config.key, self.step, config=config, environment=facts)
+
     def _start(self) -> None:
         if self.fabric.is_global_zero:
-            facts = environment(self.fabric.device)
-            config = self.config.as_dict()
-            first = Record("start", self.config.key, config=config, environment=facts)
-            records.write(self.path, [first])
+            records.write(self.path, [self._start_record()])
+
+    def _lines(self, found: dict[tuple[str, str], float]) -> list[Record]:
+        return [
+            Record(
+                "metric", self.config.key, self.step, split, metric, value,
+                self.evaluations, round(self.seconds, 3),
+            )
+            for (split, metric), value in found.items()
+        ]  # fmt: skip
 
     def _write(self, found: dict[tuple[str, str], float]) -> None:
         if self.fabric.is_global_zero:
-            lines = [
-                Record(
-                    "metric", self.config.key, self.step, split, metric, value,
-                    self.evaluations, round(self.seconds, 3),
-                )
-                for (split, metric), value in found.items()
-            ]  # fmt: skip
-            records.append(self.path, lines)
+            records.append(self.path, self._lines(found))
 
-    def _end(self, status: records.Status, reason: str | None) -> Result:
+    def _end(
+        self,
+        status: records.Status,
+        reason: str | None,
+        found: dict[tuple[str, str], float] | None = None,
+    ) -> Result:
         if self.fabric.is_global_zero:
             last = Record(
                 "end", self.config.key, self.step, evaluations=self.evaluations,
                 seconds=round(self.seconds, 3), status=status, reason=reason,
             )  # fmt: skip
-            records.append(self.path, [last])
+            # In one go: what is measured at the end is there once or not at all.
+            records.append(self.path, [*self._lines(found or {}), last])
         self.fabric.barrier()
         return self._result(status == "done")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import math
+import numbers
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, NamedTuple
@@ -106,7 +107,7 @@ class AbstractPathwise(AbstractEstimator):
         self, draws: Sequence[Draw], values: Tensor, point_gradients: Tensor | None = None
     ) -> Estimate:
         """Average; the graph of the values is the estimator."""
-        if not any(_may_depend(values, d.points) for d in draws):
+        if not all(_may_depend(values, d.points) for d in draws):
             raise UnsupportedError(
                 f"{type(self).__name__} differentiates f at the sample, but the values of f do "
                 "not depend differentiably on it (an argmax, an index, a detach or a comparison "
@@ -165,11 +166,12 @@ def check_positive(name: str, value: object) -> float:
     """Return a finite number above 0, else say what came."""
     if isinstance(value, Tensor) and value.numel() == 1 and not value.requires_grad:
         value = value.item()
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise UnsupportedError(f"{name} must be a number, but a {type(value).__name__} came.")
-    if not math.isfinite(value) or value <= 0:
-        raise DomainError(f"{name} must be finite and above 0, but is {value}.")
-    return float(value)
+    number = float(value)
+    if not math.isfinite(number) or number <= 0:
+        raise DomainError(f"{name} must be finite and above 0, but is {number}.")
+    return number
 
 
 def check_count(name: str, value: object, least: int) -> int:

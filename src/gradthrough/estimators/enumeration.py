@@ -61,21 +61,23 @@ class Enumerate(AbstractEstimator):
                 f"classes, event shape {dist.event_shape}); its limit is {self.limit:,}. Raise "
                 "limit=, or use an unbiased estimator that samples: gradthrough.RLOO()."
             )
-        rows = dist.with_logits(dist.logits[0]).expand(size)
+        row = dist.with_logits(dist.logits[0])
+        rows = row.expand(size)
         support = dist.support()
         ones = (1,) * (len(dist.batch_shape) - 1)
         points = support.reshape(size, *ones, *support.shape[1:]).expand(rows.logits.shape)
         # f may be undefined where a class is masked: such a point has no weight, so f is asked at
         # a point of the same row that has some.
-        possible = rows.precise_log_prob(points) > -torch.inf
+        log_probs = row.precise_log_prob(points)
+        possible = log_probs > -torch.inf
         extra = (1,) * (points.ndim - possible.ndim)
-        points = torch.where(possible.reshape(possible.shape + extra), points, rows.mode())
-        return Draw(points, rows, (possible,))
+        points = torch.where(possible.reshape(possible.shape + extra), points, row.mode())
+        return Draw(points, rows, (log_probs.exp(),))
 
     def combine(
         self, draws: Sequence[Draw], values: Tensor, point_gradients: Tensor | None = None
     ) -> Estimate:
         """Sum the values, weighted by their probabilities."""
         (one,) = draws
-        weights = one.dist.precise_log_prob(one.points).exp() * one.aux[0]
+        (weights,) = one.aux
         return Estimate((weights * values).sum(0).to(values.dtype))

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from .._errors import BackendError, DomainError
+from .._errors import BackendError, DomainError, UnsoundLogitsError
 from .._types import Backend, compute_dtype
 from .eager import AbstractKernel, Exact, contract
 from .softmax import centre, normalise, one_hot
@@ -54,7 +54,7 @@ def _check_rows(logits: Tensor, total: Tensor) -> None:
         )
         if bool(hit)
     ]
-    raise DomainError(
+    raise UnsoundLogitsError(
         f"logits of shape {tuple(logits.shape)} hold {', '.join(found) or 'values too large'}: "
         f"{bad} of {rows} rows have no distribution. Wanted: finite logits, or -inf for masked "
         "classes with at least one class left in each row. Look for an overflow upstream, or "
