@@ -13,7 +13,7 @@ import matplotlib as mpl
 import matplotlib.image
 import plotly.graph_objects as go
 from matplotlib.figure import Figure
-from rich.table import Table
+from rich.table import Column, Table
 from torch import Tensor
 
 from . import records
@@ -74,7 +74,8 @@ def cells(row: DemoRow) -> tuple[str, ...]:
 
 def table(rows: list[DemoRow], title: str) -> Table:
     """Return the table for a terminal."""
-    out = Table(*HEADER, title=title, title_justify="left")
+    first = Column(HEADER[0], no_wrap=True)
+    out = Table(first, *HEADER[1:], title=title, title_justify="left", box=None)
     for column in out.columns[1:]:
         column.justify = "right"
     for row in rows:
@@ -191,9 +192,7 @@ def _picture(rows: list[DemoRow], task: VAE, pictures: dict[str, dict[str, Tenso
         bars.barh(places, [row.cosine_end for row in rows], color=_COLOURS[: len(rows)])
         bars.plot([row.cosine_start for row in rows], places, "o", color="white", mec="black")
         bars.set_yticks(places, [row.label for row in rows], fontsize=9)
-        bars.set_xlabel(
-            "cosine of the mean gradient with the exact one\nbar: trained model, circle: fresh model"
-        )
+        bars.set_xlabel("cosine with the exact gradient\nbar: trained model, circle: fresh model")
         label, named = next(reversed(pictures.items()))
         for axes, (name, picture) in zip(lower.subplots(1, 2), named.items(), strict=True):
             axes.imshow(picture.numpy(), cmap="gray_r", vmin=0, vmax=1, aspect="equal")

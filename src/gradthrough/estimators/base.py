@@ -111,8 +111,9 @@ class AbstractPathwise(AbstractEstimator):
             raise UnsupportedError(
                 f"{type(self).__name__} differentiates f at the sample, but the values of f do "
                 "not depend differentiably on it (an argmax, an index, a detach or a comparison "
-                "in f?). Make f differentiable in the one-hot point, or use an estimator that "
-                "needs values only: gradthrough.RLOO()."
+                "in f? a latent that the loss does not use?). Make f differentiable in the one-hot "
+                "point, use an estimator that needs values only, gradthrough.RLOO(), or draw an "
+                "unused latent outside of the rollout, with dist.sample()."
             )
         return Estimate(values.mean(0))
 
