@@ -255,3 +255,8 @@ def mean(name, p, f, samples=1):
     value = gt.expect(f, rows, make(rows), samples=n, noise=noise)
     total = (value * weight).sum()
     return Mean(total.detach(), torch.autograd.grad(total, theta)[0])
+
+
+def every(names=tuple(VARIANTS)):
+    """Run a test for each variant of each estimator."""
+    return pytest.mark.parametrize("name", names)

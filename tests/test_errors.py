@@ -9,6 +9,7 @@ from problems import (
     F64,
     PATHWISE,
     VARIANTS,
+    every,
     noise_for_rows,
     normal,
     plain,
@@ -30,10 +31,6 @@ SLOPE = normal(3, seed=1)
 
 def f(z):
     return (z @ SLOPE.to(z.dtype)) ** 2
-
-
-def every(names=tuple(VARIANTS)):
-    return pytest.mark.parametrize("name", names)
 
 
 def estimator(name):

@@ -7,6 +7,7 @@ import gradthrough as gt
 from problems import (
     PATHWISE,
     VARIANTS,
+    every,
     normal,
     refuses,
     samples_for,
@@ -19,10 +20,6 @@ SLOPE = normal(3, seed=1)
 
 def f(z):
     return (z @ SLOPE.to(z.dtype)) ** 2
-
-
-def every(names=tuple(VARIANTS)):
-    return pytest.mark.parametrize("name", names)
 
 
 def estimator(name):

@@ -8,6 +8,7 @@ from problems import (
     F64,
     VARIANTS,
     cells,
+    every,
     expectation,
     grid,
     normal,
@@ -23,10 +24,6 @@ C = 3
 
 def close(got, want, tolerance=1e-12):
     torch.testing.assert_close(got, want, rtol=0.0, atol=tolerance)
-
-
-def every(names=tuple(VARIANTS)):
-    return pytest.mark.parametrize("name", names)
 
 
 @every()

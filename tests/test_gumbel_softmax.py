@@ -10,7 +10,6 @@ import torch.nn.functional as F
 import gradthrough as gt
 from problems import (
     F64,
-    VARIANTS,
     normal,
     uniform,
 )
@@ -21,10 +20,6 @@ INF = torch.inf
 
 def close(got, want, tolerance=1e-12):
     torch.testing.assert_close(got, want, rtol=0.0, atol=tolerance)
-
-
-def every(names=tuple(VARIANTS)):
-    return pytest.mark.parametrize("name", names)
 
 
 MASKED = torch.tensor(

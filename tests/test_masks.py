@@ -10,6 +10,7 @@ from problems import (
     PATHWISE,
     VARIANTS,
     case,
+    every,
     noise_for_rows,
     normal,
     plain,
@@ -23,10 +24,6 @@ INF = torch.inf
 
 def close(got, want, tolerance=1e-12):
     torch.testing.assert_close(got, want, rtol=0.0, atol=tolerance)
-
-
-def every(names=tuple(VARIANTS)):
-    return pytest.mark.parametrize("name", names)
 
 
 MASKED = torch.tensor(

@@ -107,14 +107,13 @@ def _admit(dist: object, estimator: object, samples: object) -> Distribution:
         elif isinstance(estimator, str):
             hint = f" Build it: gradthrough.estimator({estimator!r})."
         raise UnsupportedError(f"expected an estimator, but {estimator!r} came.{hint}")
-    n = check_count("samples", samples, estimator.traits.min_samples)
+    check_count("samples", samples, estimator.traits.min_samples)
     q = as_distribution(dist)
     if q.family not in estimator.traits.families:
         raise UnsupportedError(
             f"{type(estimator).__name__} serves {', '.join(sorted(estimator.traits.families))}, "
             f"but the distribution is {q.family}."
         )
-    del n
     return q
 
 
@@ -342,15 +341,13 @@ class Bound:
 
     def __call__(self, f: Objective, dist: object) -> Tensor:
         """Return expect(f, dist), count its evaluations and keep a tuning loss."""
-        rows = as_distribution(dist).batch_shape
+        q = as_distribution(dist)
 
         def counted(points: Tensor) -> Tensor:
-            self.evaluations += points.shape[: len(rows) + 1].numel()
+            self.evaluations += points.shape[: len(q.batch_shape) + 1].numel()
             return f(points)
 
-        out = estimate(
-            counted, dist, self.estimator, samples=self.samples, generator=self.generator
-        )
+        out = estimate(counted, q, self.estimator, samples=self.samples, generator=self.generator)
         if out.tuning_loss is not None:
             self.tuning_losses.append(out.tuning_loss)
         return out.value
