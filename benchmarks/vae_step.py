@@ -22,7 +22,7 @@ import gradthrough as gt
 from gradthrough.bench import probe
 from gradthrough.bench.environment import environment
 from gradthrough.bench.tasks.vae import CategoricalVAE
-from gradthrough.expect import Bound
+from gradthrough.rollout import Bound
 
 LATENTS, CLASSES, BATCH = 30, 10, 100
 PEER = "plain torch"

@@ -17,21 +17,25 @@ HEAVY = (
 
 # What a module may import of the library, besides the modules of its own row that come first.
 FOUNDATION = ("_types", "_errors")
-TOOLS = (*FOUNDATION, "_random", "_attach", "kernels")
-LAWS = (*TOOLS, "distributions")
+TOOLS = (*FOUNDATION, "_random", "_attach", "_slope", "kernels")
+LAWS = (*TOOLS, "controls", "distributions")
+PROGRAMS = (*LAWS, "estimators", "expect", "rollout", "bounds")
 ALLOWED = {
     "_types": (),
     "_errors": (),
     "_random": FOUNDATION,
     "_attach": FOUNDATION,
-    "controls": FOUNDATION,
+    "_slope": FOUNDATION,
+    "controls": (*FOUNDATION, "distributions"),
     "kernels": (*FOUNDATION, "_random", "kernels"),
     "distributions": (*FOUNDATION, "_random", "kernels.dispatch", "distributions"),
     "estimators": (*LAWS, "estimators.base"),
     "expect": (*LAWS, "estimators"),
-    "audit": (*LAWS, "controls", "estimators", "expect", "audit"),
-    "bench": (*LAWS, "controls", "estimators", "expect", "audit", "bench"),
-    "cli": (*LAWS, "controls", "estimators", "expect", "audit", "bench"),
+    "rollout": (*LAWS, "estimators", "expect"),
+    "bounds": (*LAWS, "estimators", "expect"),
+    "audit": (*PROGRAMS, "audit"),
+    "bench": (*PROGRAMS, "audit", "bench"),
+    "cli": (*PROGRAMS, "audit", "bench"),
 }
 
 

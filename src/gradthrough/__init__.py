@@ -34,12 +34,12 @@ from .estimators import gumbel_softmax as gumbel_softmax
 from .estimators import reinmax as reinmax
 from .estimators import straight_through as straight_through
 from .estimators import straight_through_gumbel_softmax as straight_through_gumbel_softmax
-from .expect import Bound as Bound
-from .expect import Rollout as Rollout
 from .expect import estimate as estimate
 from .expect import expect as expect
 from .expect import fold as fold
 from .kernels.dispatch import set_validation as set_validation
+from .rollout import Bound as Bound
+from .rollout import Rollout as Rollout
 
 try:
     __version__ = version("gradthrough")

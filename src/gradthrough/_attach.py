@@ -103,3 +103,46 @@ def attach(value: Tensor, x: Tensor, grad: Tensor) -> Tensor:
     """
     door = _Attach if torch.compiler.is_compiling() else _AttachBothModes
     return cast(Tensor, door.apply(value, x, grad.detach()))
+
+
+class _Substitute(Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(value: Tensor, surrogate: Tensor) -> Tensor:
+        return value.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.dtype = inputs[1].dtype
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        return None, grads[0].to(ctx.dtype)
+
+
+class _SubstituteBothModes(_Substitute):
+    """With forward mode, which torch.compile cannot trace."""
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        return tangents[1]
+
+
+def substitute(value: Tensor, surrogate: Tensor) -> Tensor:
+    r"""Return `value`, bit for bit, with the derivatives of `surrogate`, to every order.
+
+    Args:
+        value: any shape, a constant.
+        surrogate: same shape, with the graph that the value shall have.
+
+    Example:
+        >>> import torch
+        >>> from gradthrough._attach import substitute
+        >>> x = torch.zeros(3, requires_grad=True)
+        >>> substitute(torch.ones(3), x.sin()).sum().backward()
+        >>> x.grad
+        tensor([1., 1., 1.])
+    """
+    door = _Substitute if torch.compiler.is_compiling() else _SubstituteBothModes
+    return cast(Tensor, door.apply(value.detach(), surrogate))

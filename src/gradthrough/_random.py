@@ -26,6 +26,10 @@ def noise_shape(kind: NoiseKind, variables: tuple[int, ...], classes: int) -> tu
         return (*variables, 2)
     if kind == "class":
         return (*variables, classes)
+    if kind == "class+variable":
+        return (*variables, classes + 1)
+    if kind == "class2":
+        return (*variables, classes, 2)
     return (*variables[:1], 0)
 
 

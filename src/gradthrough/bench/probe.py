@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from ..distributions.convert import as_distribution
 from ..estimators import AbstractEstimator, Enumerate
-from ..expect import Bound, expect
+from ..expect import expect
+from ..rollout import Bound
 from .task import AbstractTask
 
 

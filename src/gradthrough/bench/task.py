@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..distributions.base import Distribution
 from ..estimators.base import AbstractEstimator
-from ..expect import Bound
+from ..rollout import Bound
 from .seeds import Seeds
 
 

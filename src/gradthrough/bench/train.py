@@ -15,7 +15,7 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from .._errors import ConfigError, UnsoundLogitsError
-from ..expect import Bound
+from ..rollout import Bound
 from . import checkpoint, records
 from .config import RunConfig
 from .environment import environment

@@ -43,6 +43,7 @@ class Distribution(abc.ABC):
     family: ClassVar[str]
     logits: Tensor
     event_dims: int
+    _row: Distribution | None = None
 
     @property
     @abc.abstractmethod
@@ -89,9 +90,20 @@ class Distribution(abc.ABC):
     def score(self, z: Tensor) -> Tensor:
         """Return d log_prob(z) / d logits, without a graph, in float32 or better."""
 
+    @abc.abstractmethod
+    def class_gradient(self, gradient: Tensor) -> Tensor:
+        """Turn a gradient in points of this family into one in points of the categorical form."""
+
     def expand(self, n: int) -> Self:
         """Return the law with a new dim of n equal rows in front; the logits are not copied."""
-        return self.with_logits(self.logits.unsqueeze(0).expand(n, *self.logits.shape))
+        out = self.with_logits(self.logits.unsqueeze(0).expand(n, *self.logits.shape))
+        out._row = self
+        return out
+
+    @property
+    def row(self) -> Self:
+        """The law that was expanded: all entries of the first dim are equal to it."""
+        return self.with_logits(self.logits[0]) if self._row is None else self._row  # pyright: ignore[reportReturnType]
 
     def _log_probs(self) -> Tensor:
         logits = self.class_logits()

@@ -87,6 +87,10 @@ class Bernoulli(Distribution):
         """Return (b, 1 - b), (..., 2)."""
         return torch.stack((z, 1.0 - z), -1)
 
+    def class_gradient(self, gradient: Tensor) -> Tensor:
+        """Return (gradient, 0), (..., 2): a point is the first class."""
+        return torch.stack((gradient, torch.zeros_like(gradient)), -1)
+
     def with_logits(self, logits: Tensor) -> Self:
         """Return the same law with other logits."""
         return type(self)(logits, event_dims=self.event_dims)

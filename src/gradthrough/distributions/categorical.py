@@ -86,6 +86,10 @@ class Categorical(Distribution):
         """Return z."""
         return z
 
+    def class_gradient(self, gradient: Tensor) -> Tensor:
+        """Return the gradient."""
+        return gradient
+
     def with_logits(self, logits: Tensor) -> Self:
         """Return the same law with other logits."""
         return type(self)(logits, event_dims=self.event_dims)

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import abc
+import dataclasses
 import math
 import numbers
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .._attach import attach
 from .._errors import DomainError, ShapeError, UnsupportedError
 from .._random import noise_shape, uniforms
-from .._types import FLOATS, Backend, NoiseKind, compute_dtype
+from .._types import FLOATS, Backend, Gradients, NoiseKind, compute_dtype
 from ..distributions.base import Distribution, check_noise
 from ..kernels.dispatch import draw, launch
 from ..kernels.eager import AbstractKernel
@@ -35,17 +36,20 @@ class Traits:
     min_samples: int = 1  # 2: leave-one-out
     pathwise: bool = False  # differentiates f at the sample, through the sample
     relaxed: bool = False  # the sample is soft: the value estimates E f(soft)
+    approximate: bool = False  # the law that is sampled is only close to softmax(logits)
     needs_point_gradients: bool = False  # the evaluator hands in the gradient of f at points
     needs_relaxed_points: bool = False  # f must accept points off the corners
     many_draws: bool = False  # may serve several latents of one Rollout
+    scalars: tuple[str, ...] = ()  # options that may be learned numbers: see `learned`
 
 
 class Draw(NamedTuple):
     """Where f is wanted."""
 
-    points: Tensor  # (N, *batch, *event[, C])
+    points: Tensor  # (M, *batch, *event[, C])
     dist: Distribution  # expanded over dim 0; its logits receive the gradient
     aux: tuple[Tensor, ...] = ()
+    gradients: Gradients = "none"  # whether the gradient of f at the points is wanted
 
 
 class Estimate(NamedTuple):
@@ -83,25 +87,47 @@ class AbstractEstimator(abc.ABC):
     def combine(
         self, draws: Sequence[Draw], values: Tensor, point_gradients: Tensor | None = None
     ) -> Estimate:
-        r"""Tell: turn values (N, \*batch) at the points of the draws into the estimate."""
+        r"""Tell: turn values (M, \*batch) at the points of the draws into the estimate.
+
+        `point_gradients` has the shape of the points; None if the draw does not want them, and
+        where no graph is recorded: then only the value of the estimate counts.
+        """
 
     def evaluations(self, dist: Distribution, samples: int) -> int:
         """Return how often f is evaluated for a distribution that is not expanded."""
         return samples
 
+    def learned(self, dist: Distribution) -> tuple[Self, nn.Module]:
+        """Return a copy whose learnable options are parameters, and the module that owns them.
+
+        The parameters start from the options as they are. ``Estimate.tuning_loss`` trains them,
+        with an optimizer of their own.
+
+        Args:
+            dist: a law like those to come, for the shapes of networks.
+
+        Raises:
+            UnsupportedError: the estimator has nothing to learn.
+        """
+        names = self.traits.scalars
+        if not names:
+            raise UnsupportedError(f"{type(self).__name__} has nothing to learn.")
+        owner = nn.ParameterDict(
+            {n: torch.as_tensor(getattr(self, n), dtype=torch.float32) for n in names}
+        ).to(dist.logits.device)
+        return dataclasses.replace(self, **dict(owner)), owner  # pyright: ignore[reportArgumentType]
+
 
 class AbstractPathwise(AbstractEstimator):
     """The sample itself carries the gradient; f must be differentiable in it."""
 
-    @property
     @abc.abstractmethod
-    def kernel(self) -> AbstractKernel:
-        """The sample's law and surrogate."""
+    def sample(self, logits: Tensor, noise: Tensor) -> Tensor:
+        r"""Draw (\*rows, C) samples that carry their Jacobian, from logits of that shape."""
 
     def draw(self, dist: Distribution, noise: Tensor) -> Draw:
         """Draw samples that carry their Jacobian."""
-        z, _ = launch(self.kernel, dist.class_logits(), noise)
-        return Draw(dist.from_classes(z), dist)
+        return Draw(dist.from_classes(self.sample(dist.class_logits(), noise)), dist)
 
     def combine(
         self, draws: Sequence[Draw], values: Tensor, point_gradients: Tensor | None = None
@@ -134,6 +160,19 @@ def _may_depend(values: Tensor, points: Tensor) -> bool:
     return False
 
 
+class AbstractLaunched(AbstractPathwise):
+    """A pathwise estimator whose sample and Jacobian are a kernel's."""
+
+    @property
+    @abc.abstractmethod
+    def kernel(self) -> AbstractKernel:
+        """The sample's law and surrogate."""
+
+    def sample(self, logits: Tensor, noise: Tensor) -> Tensor:
+        r"""Draw (\*rows, C) samples that carry their Jacobian, from logits of that shape."""
+        return launch(self.kernel, logits, noise)[0]
+
+
 class AbstractScore(AbstractEstimator):
     """The gradient is made from values of f and the score; f may be any program."""
 
@@ -158,6 +197,32 @@ def send_score(draws: Sequence[Draw], values: Tensor, signal: Tensor) -> Tensor:
     return values
 
 
+def send(draw: Draw, value: Tensor, gradient: Tensor) -> Estimate:
+    r"""Attach the gradient of a whole estimate, shape of one row's logits, to a value (\*batch,).
+
+    The gradient may carry the graph of the estimator's own tensors. Its mean square is then the
+    tuning loss: for an unbiased estimator that is the variance, up to a constant.
+    """
+    tuning = gradient.square().mean() if gradient.requires_grad else None
+    return Estimate(attach(value, draw.dist.row.logits, gradient), tuning)
+
+
+def leave_one_out(x: Tensor) -> Tensor:
+    """Return, for each entry of the first dim, the mean of the others, (N, ...)."""
+    n = x.shape[0]
+    return (x.sum(0) - x) / (n - 1)
+
+
+def over_event(dist: Distribution, x: Tensor) -> Tensor:
+    r"""Give one number for each row (\*lead, \*batch) the dims of the event, each of size 1."""
+    return x.reshape(x.shape + (1,) * dist.event_dims)
+
+
+def sum_event(dist: Distribution, x: Tensor) -> Tensor:
+    """Sum over the trailing dims that are the event's."""
+    return x.flatten(x.ndim - dist.event_dims).sum(-1) if dist.event_dims else x
+
+
 def learning_signal(values: Tensor) -> Tensor:
     """Return the values as numbers, in float32 or better."""
     return values.detach().to(compute_dtype(values.dtype))
@@ -173,6 +238,35 @@ def check_positive(name: str, value: object) -> float:
     if not math.isfinite(number) or number <= 0:
         raise DomainError(f"{name} must be finite and above 0, but is {number}.")
     return number
+
+
+Scalar = float | Tensor
+
+
+def check_scalar(name: str, value: object, *, positive: bool = False) -> Scalar:
+    """Return a finite number, or the tensor of one number, as it is: it may be learned."""
+    if isinstance(value, Tensor):
+        if value.numel() != 1 or not value.is_floating_point():
+            raise UnsupportedError(
+                f"{name} must be a number or a floating-point tensor of one number, but a "
+                f"{value.dtype} tensor of shape {tuple(value.shape)} came."
+            )
+        return value
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise UnsupportedError(
+            f"{name} must be a number or a tensor of one number, but a {type(value).__name__} came."
+        )
+    number = float(value)
+    if not math.isfinite(number) or (positive and number <= 0):
+        raise DomainError(
+            f"{name} must be finite{' and above 0' if positive else ''}, but is {number}."
+        )
+    return number
+
+
+def scalar_like(value: Scalar, x: Tensor) -> Tensor:
+    """Return a number as a tensor of no dims, of the dtype and device of x, with its graph."""
+    return torch.as_tensor(value, dtype=x.dtype, device=x.device).reshape(())
 
 
 def check_count(name: str, value: object, least: int) -> int:
@@ -214,6 +308,28 @@ def check_logits(logits: object, dim: object) -> Tensor:
     return logits
 
 
+def sample_along(
+    kind: NoiseKind,
+    run: Callable[[Tensor, Tensor, bool], Tensor],
+    logits: Tensor,
+    *,
+    dim: int,
+    generator: torch.Generator | None,
+    noise: Tensor | None,
+) -> Tensor:
+    """Run (rows of logits, noise, whether it was given) -> samples along any dim of bare logits."""
+    check_logits(logits, dim)
+    rows = logits.movedim(dim, -1)
+    shape = noise_shape(kind, tuple(rows.shape[:-1]), rows.shape[-1])
+    if noise is None:
+        u = uniforms(shape, logits.device, generator)
+    elif kind == "class":
+        u = check_noise(noise, tuple(logits.shape), logits, generator).movedim(dim, -1)
+    else:
+        u = check_noise(noise, shape, logits, generator)
+    return run(rows, u, noise is not None).movedim(-1, dim)
+
+
 def sample(
     kernel: AbstractKernel,
     logits: Tensor,
@@ -224,19 +340,14 @@ def sample(
     backend: Backend,
     inner: Tensor | None = None,
 ) -> Tensor:
-    """Run a kernel along any dim of bare logits: the body of every plain function."""
-    check_logits(logits, dim)
-    rows = logits.movedim(dim, -1)
-    shape = noise_shape(kernel.noise, tuple(rows.shape[:-1]), rows.shape[-1])
-    if noise is None:
-        u = uniforms(shape, logits.device, generator)
-    elif kernel.noise == "class":
-        u = check_noise(noise, tuple(logits.shape), logits, generator).movedim(dim, -1)
-    else:
-        u = check_noise(noise, shape, logits, generator)
-    z, _ = launch(kernel, rows, u, inner=inner, given=noise is not None, backend=backend)
-    return z.movedim(-1, dim)
+    """Run a kernel along any dim of bare logits: the body of every function with a kernel."""
+
+    def run(rows: Tensor, u: Tensor, given: bool) -> Tensor:
+        return launch(kernel, rows, u, inner=inner, given=given, backend=backend)[0]
+
+    return sample_along(kernel.noise, run, logits, dim=dim, generator=generator, noise=noise)
 
 
 CATEGORICAL = frozenset({"categorical"})
 DISCRETE = frozenset({"categorical", "bernoulli"})
+BERNOULLI = frozenset({"bernoulli"})

@@ -61,7 +61,7 @@ class Enumerate(AbstractEstimator):
                 f"classes, event shape {dist.event_shape}); its limit is {self.limit:,}. Raise "
                 "limit=, or use an unbiased estimator that samples: gradthrough.RLOO()."
             )
-        row = dist.with_logits(dist.logits[0])
+        row = dist.row
         rows = row.expand(size)
         support = dist.support()
         ones = (1,) * (len(dist.batch_shape) - 1)

@@ -10,11 +10,11 @@ from .._errors import ConfigError
 from .._types import Backend
 from ..kernels.eager import AbstractKernel
 from ..kernels.eager import GappedStraightThrough as Kernel
-from .base import DISCRETE, AbstractPathwise, Traits, check_positive, sample
+from .base import DISCRETE, AbstractLaunched, Traits, check_positive, sample
 
 
 @dataclass(frozen=True)
-class GappedStraightThrough(AbstractPathwise):
+class GappedStraightThrough(AbstractLaunched):
     """Gapped Straight-Through (GST): a deterministic perturbation that makes D the winner.
 
     ``D ~ softmax(theta)``; backward ``J(S) g / tau`` with S = softmax((theta + m1 - m2) / tau),

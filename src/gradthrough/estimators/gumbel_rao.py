@@ -13,7 +13,7 @@ from ..kernels.eager import AbstractKernel
 from ..kernels.eager import GumbelRao as Kernel
 from .base import (
     DISCRETE,
-    AbstractPathwise,
+    AbstractLaunched,
     Traits,
     check_count,
     check_logits,
@@ -23,7 +23,7 @@ from .base import (
 
 
 @dataclass(frozen=True)
-class GumbelRao(AbstractPathwise):
+class GumbelRao(AbstractLaunched):
     """Gumbel-Rao with K inner draws (GR-MCK): the mean of STGS, with less variance.
 
     ``D ~ softmax(theta)``; backward ``1/(K tau) sum_k J(softmax((theta + G_k)/tau)) g``, the G_k

@@ -14,11 +14,11 @@ from ..distributions.base import check_noise
 from ..kernels.dispatch import check_content, check_rows, check_uniforms, launch
 from ..kernels.eager import AbstractKernel, SoftGumbelSoftmax
 from ..kernels.eager import GumbelSoftmax as HardGumbelSoftmax
-from .base import DISCRETE, AbstractPathwise, Traits, check_logits, check_positive, sample
+from .base import DISCRETE, AbstractLaunched, Traits, check_logits, check_positive, sample
 
 
 @dataclass(frozen=True)
-class GumbelSoftmax(AbstractPathwise):
+class GumbelSoftmax(AbstractLaunched):
     """Gumbel-Softmax, also called Concrete: a soft sample.
 
     ``S = softmax((theta + G) / tau)``; backward ``J(S) g / tau``. f is evaluated at the soft
@@ -66,7 +66,7 @@ class GumbelSoftmax(AbstractPathwise):
 
 
 @dataclass(frozen=True)
-class StraightThroughGumbelSoftmax(AbstractPathwise):
+class StraightThroughGumbelSoftmax(AbstractLaunched):
     """Straight-Through Gumbel-Softmax (STGS): a hard sample, the Jacobian of the soft one.
 
     ``D = argmax(theta + G)``; backward ``J(S) g / tau`` with S = softmax((theta + G) / tau), the

@@ -9,11 +9,11 @@ from torch import Tensor
 from .._types import Backend
 from ..kernels.eager import AbstractKernel
 from ..kernels.eager import ReinMax as Kernel
-from .base import DISCRETE, AbstractPathwise, Traits, check_positive, sample
+from .base import DISCRETE, AbstractLaunched, Traits, check_positive, sample
 
 
 @dataclass(frozen=True)
-class ReinMax(AbstractPathwise):
+class ReinMax(AbstractLaunched):
     """ReinMax: a hard sample with the Jacobian of Heun's rule, exact for quadratic f at tau = 1.
 
     ``D ~ softmax(theta)``; backward ``2 J((D + pi_tau)/2) g - 1/2 J(pi) g``. At tau = 1 this is

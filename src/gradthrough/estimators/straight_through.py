@@ -9,11 +9,11 @@ from torch import Tensor
 from .._types import Backend
 from ..kernels.eager import AbstractKernel
 from ..kernels.eager import StraightThrough as Kernel
-from .base import DISCRETE, AbstractPathwise, Traits, check_positive, check_switch, sample
+from .base import DISCRETE, AbstractLaunched, Traits, check_positive, check_switch, sample
 
 
 @dataclass(frozen=True)
-class StraightThrough(AbstractPathwise):
+class StraightThrough(AbstractLaunched):
     """Straight-Through: a hard sample with the Jacobian of softmax(theta / tau).
 
     ``D ~ softmax(theta)``; backward ``J(pi_tau) g / tau`` with J(p) = diag(p) - p p^T. With

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..._errors import DomainError
 from ...distributions.categorical import Categorical
 from ...estimators.base import AbstractEstimator
-from ...expect import Bound
+from ...rollout import Bound
 from ..data import Binarize, ImageData, load
 from ..seeds import Seeds
 from ..task import AbstractTask, Metric
