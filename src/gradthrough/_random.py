@@ -24,6 +24,8 @@ def noise_shape(kind: NoiseKind, variables: tuple[int, ...], classes: int) -> tu
         return variables
     if kind == "variable+seed":
         return (*variables, 2)
+    if kind == "class-1":
+        return (*variables, classes - 1)
     if kind == "class":
         return (*variables, classes)
     if kind == "class+variable":
@@ -115,6 +117,12 @@ def exponentials(noise: Tensor, dtype: torch.dtype) -> Tensor:
 def gumbels(noise: Tensor, dtype: torch.dtype) -> Tensor:
     """Turn uniforms into standard Gumbel draws, -log(-log1p(-u))."""
     return -exponentials(noise, dtype).log()
+
+
+def normals(noise: Tensor, dtype: torch.dtype) -> Tensor:
+    """Turn uniforms into standard normal draws, finite throughout."""
+    quantiles: Tensor = torch.special.ndtri(noise.clamp(_GRID / 2, 1.0 - _GRID))
+    return quantiles.to(dtype)
 
 
 def _mix(x: Tensor) -> Tensor:

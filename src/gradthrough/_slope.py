@@ -50,6 +50,6 @@ def value_and_slope(
         depends = values.requires_grad
         return values
 
-    values, pull = torch.func.vjp(noted, points.detach())
+    values, pull, *_ = torch.func.vjp(noted, points.detach())
     (slope,) = pull(torch.ones_like(values))
     return values, slope if depends or torch.compiler.is_compiling() else None

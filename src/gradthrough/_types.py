@@ -20,9 +20,12 @@ from torch import Tensor
 Backend = Literal["auto", "eager"]
 """Which code runs a kernel. A backend asked for by name runs or raises."""
 
-NoiseKind = Literal["none", "variable", "variable+seed", "class", "class+variable", "class2"]
+NoiseKind = Literal[
+    "none", "variable", "variable+seed", "class-1", "class", "class+variable", "class2"
+]
 """What an estimator draws: nothing, one uniform for each variable, that and the seed of a
-counter, one uniform for each class, that and one for the variable, or two for each class."""
+counter, one uniform for each class but one, for each class, for each class and one for the
+variable, or two for each class."""
 
 Gradients = Literal["none", "values", "graph"]
 """What an estimator wants of the gradient of f at its points: nothing, its values, or values

@@ -4,10 +4,19 @@ import difflib
 from dataclasses import fields, is_dataclass
 
 from .._errors import ConfigError
+from .antithetic import ARM as ARM
+from .antithetic import DisARM as DisARM
+from .arms import ARMS as ARMS
+from .arsm import ARSM as ARSM
 from .base import AbstractEstimator as AbstractEstimator
 from .base import Draw as Draw
 from .base import Estimate as Estimate
 from .base import Traits as Traits
+from .carms import CARMS as CARMS
+from .coupled import Coupled as Coupled
+from .decoupled import DecoupledStraightThrough as DecoupledStraightThrough
+from .decoupled import decoupled_straight_through as decoupled_straight_through
+from .double_cv import DoubleCV as DoubleCV
 from .enumeration import Enumerate as Enumerate
 from .gapped import GappedStraightThrough as GappedStraightThrough
 from .gapped import gapped_straight_through as gapped_straight_through
@@ -17,12 +26,28 @@ from .gumbel_softmax import GumbelSoftmax as GumbelSoftmax
 from .gumbel_softmax import StraightThroughGumbelSoftmax as StraightThroughGumbelSoftmax
 from .gumbel_softmax import gumbel_softmax as gumbel_softmax
 from .gumbel_softmax import straight_through_gumbel_softmax as straight_through_gumbel_softmax
+from .leave_one_out import RLOO as RLOO
+from .leave_one_out import VarGrad as VarGrad
+from .local_expectation import LocalExpectation as LocalExpectation
+from .muprop import MuProp as MuProp
+from .redge import ReDGE as ReDGE
+from .redge import ReinDGE as ReinDGE
+from .redge import redge as redge
+from .redge import reindge as reindge
 from .reinmax import ReinMax as ReinMax
 from .reinmax import reinmax as reinmax
-from .score_function import RLOO as RLOO
+from .reinmax_cv import ReinMaxCV as ReinMaxCV
+from .reinmax_cv import reinmax_cv as reinmax_cv
+from .reinmax_rao import ReinMaxRao as ReinMaxRao
+from .reinmax_rao import reinmax_rao as reinmax_rao
+from .relaxed import Rebar as Rebar
+from .relaxed import Relax as Relax
+from .rodeo import Rodeo as Rodeo
 from .score_function import Reinforce as Reinforce
 from .straight_through import StraightThrough as StraightThrough
 from .straight_through import straight_through as straight_through
+from .without_replacement import SumAndSample as SumAndSample
+from .without_replacement import UnorderedSet as UnorderedSet
 
 ESTIMATORS: dict[str, type[AbstractEstimator]] = {
     "enumerate": Enumerate,
@@ -32,8 +57,28 @@ ESTIMATORS: dict[str, type[AbstractEstimator]] = {
     "gumbel_rao": GumbelRao,
     "gst": GappedStraightThrough,
     "reinmax": ReinMax,
+    "reinmax_rao": ReinMaxRao,
+    "reinmax_cv": ReinMaxCV,
+    "decoupled_st": DecoupledStraightThrough,
+    "redge": ReDGE,
+    "reindge": ReinDGE,
     "reinforce": Reinforce,
     "rloo": RLOO,
+    "vargrad": VarGrad,
+    "muprop": MuProp,
+    "rebar": Rebar,
+    "relax": Relax,
+    "arm": ARM,
+    "disarm": DisARM,
+    "arms": ARMS,
+    "arsm": ARSM,
+    "coupled": Coupled,
+    "carms": CARMS,
+    "double_cv": DoubleCV,
+    "rodeo": Rodeo,
+    "sum_and_sample": SumAndSample,
+    "unordered_set": UnorderedSet,
+    "leg": LocalExpectation,
 }
 
 

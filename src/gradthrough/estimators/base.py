@@ -109,13 +109,15 @@ class AbstractEstimator(abc.ABC):
         Raises:
             UnsupportedError: the estimator has nothing to learn.
         """
-        names = self.traits.scalars
-        if not names:
+        if not self.traits.scalars:
             raise UnsupportedError(f"{type(self).__name__} has nothing to learn.")
-        owner = nn.ParameterDict(
-            {n: torch.as_tensor(getattr(self, n), dtype=torch.float32) for n in names}
-        ).to(dist.logits.device)
-        return dataclasses.replace(self, **dict(owner)), owner  # pyright: ignore[reportArgumentType]
+        return self._with_scalars(dist, self.traits.scalars)
+
+    def _with_scalars(self, dist: Distribution, names: Sequence[str]) -> tuple[Self, nn.Module]:
+        owner: nn.Module = nn.ParameterDict(  # pyright: ignore[reportUnknownVariableType]
+            {n: torch.tensor(float(getattr(self, n)), device=dist.logits.device) for n in names}
+        )
+        return dataclasses.replace(self, **dict(owner.named_parameters())), owner  # pyright: ignore[reportArgumentType]
 
 
 class AbstractPathwise(AbstractEstimator):
@@ -213,14 +215,14 @@ def leave_one_out(x: Tensor) -> Tensor:
     return (x.sum(0) - x) / (n - 1)
 
 
-def over_event(dist: Distribution, x: Tensor) -> Tensor:
-    r"""Give one number for each row (\*lead, \*batch) the dims of the event, each of size 1."""
-    return x.reshape(x.shape + (1,) * dist.event_dims)
+def spread(x: Tensor, dims: int) -> Tensor:
+    """Append dims of size 1, so that a number for each row meets the entries of the row."""
+    return x.reshape(x.shape + (1,) * dims)
 
 
-def sum_event(dist: Distribution, x: Tensor) -> Tensor:
-    """Sum over the trailing dims that are the event's."""
-    return x.flatten(x.ndim - dist.event_dims).sum(-1) if dist.event_dims else x
+def total(x: Tensor, dims: int) -> Tensor:
+    """Sum over the last dims, none of them if dims is 0."""
+    return x.sum(tuple(range(x.ndim - dims, x.ndim))) if dims else x
 
 
 def learning_signal(values: Tensor) -> Tensor:

@@ -6,11 +6,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from .._errors import BackendError, DomainError, ShapeError, UnsupportedError
 from .._types import Backend
-from ..kernels.dispatch import check_content
 from ..kernels.eager import AbstractKernel
 from ..kernels.eager import GumbelRao as Kernel
+from ..kernels.inner import count_inner
 from .base import (
     DISCRETE,
     AbstractLaunched,
@@ -118,33 +117,8 @@ def gumbel_rao(
         Paulus, Maddison, Krause, ICLR 2021, arXiv:2010.04838.
     """
     if inner is not None:
-        rows = check_logits(logits, dim).movedim(dim, -1).shape
-        if not isinstance(inner, Tensor) or not inner.is_floating_point():  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise UnsupportedError(
-                "inner must be a floating-point tensor of Exp(1) draws, but a "
-                f"{getattr(inner, 'dtype', type(inner).__name__)} came."
-            )
-        if inner.ndim != len(rows) + 1 or (*inner.shape[:-2], inner.shape[-1]) != tuple(rows):
-            raise ShapeError(
-                f"inner must have shape (*rows, K, C) = {(*rows[:-1], 'K', rows[-1])}, but has "
-                f"{tuple(inner.shape)}."
-            )
-        if inner.device != logits.device:
-            raise BackendError(
-                f"inner lives on {inner.device}, but the logits on {logits.device}. "
-                "Move it: inner.to(logits.device)."
-            )
-        check_content(inner, _check_inner)
-        k = inner.shape[-2]
+        k = count_inner(inner, check_logits(logits, dim).movedim(dim, -1))
     kernel = Kernel(check_positive("tau", tau), check_count("k", k, 1))
     return sample(
         kernel, logits, dim=dim, generator=generator, noise=noise, backend=backend, inner=inner
     )
-
-
-def _check_inner(inner: Tensor) -> None:
-    if not bool(((inner > 0) & inner.isfinite()).all()):
-        raise DomainError(
-            "inner must be Exp(1) draws, finite and above 0 throughout, but some are not. Draw "
-            "them: torch.empty(shape).exponential_()."
-        )

@@ -1,16 +1,17 @@
-"""REINFORCE with and without a baseline, and its leave-one-out form."""
+"""REINFORCE, with and without a baseline."""
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from .._errors import BackendError, DomainError, ShapeError, UnsupportedError
+from .._errors import BackendError, ConfigError, DomainError, ShapeError, UnsupportedError
 from .._random import antithetic, noise_shape
 from .._types import compute_dtype
+from ..controls import Critic
 from ..distributions.base import Distribution
 from ..distributions.convert import as_distribution
 from .base import (
@@ -36,9 +37,13 @@ class Reinforce(AbstractScore):
 
     Args:
         baseline: c: a number, a tensor that broadcasts to (N, \*batch), or a callable that takes
-            the distribution, expanded to (N, \*batch), and returns such a tensor. It must not
-            depend on the sample. Where it needs a gradient, ``Estimate.tuning_loss`` is the mean
-            of (f - c)^2 and trains it.
+            the distribution, expanded to (N, \*batch), and returns such a tensor, for instance a
+            module of ``gradthrough.controls``. It must not depend on the sample. Where it needs a
+            gradient, ``Estimate.tuning_loss`` trains it on the mean of (f - c)^2. With
+            "self_critical", c is f at the most probable point, for one more evaluation.
+        variance: v, like a baseline: the learning signal f - c is divided by max(1, sqrt(v)).
+            That rescales the gradient. Where v needs a gradient, ``tuning_loss`` trains it on the
+            mean of (v - (f - c)^2)^2.
         proposal: a distribution (or logits) of the shape of the target to draw from instead. It
             must reach every point that the target can take.
         antithetic: draw uniforms in pairs u, 1 - u; `samples` is then even.
@@ -60,7 +65,8 @@ class Reinforce(AbstractScore):
         arXiv:1402.0030.
     """
 
-    baseline: Baseline | None = None
+    baseline: Baseline | Literal["self_critical"] | None = None
+    variance: Baseline | None = None
     proposal: Distribution | Tensor | None = None
     antithetic: bool = False
 
@@ -74,6 +80,25 @@ class Reinforce(AbstractScore):
 
     def __post_init__(self) -> None:
         check_switch("antithetic", self.antithetic)
+        if isinstance(self.baseline, str) and not self._self_critical:
+            raise ConfigError(
+                f"the baseline is {self.baseline!r}, but the only one with a name is "
+                "'self_critical'. Otherwise give a number, a tensor or a callable."
+            )
+
+    @property
+    def _self_critical(self) -> bool:
+        return isinstance(self.baseline, str) and self.baseline == "self_critical"
+
+    def evaluations(self, dist: Distribution, samples: int) -> int:
+        """Return how often f is evaluated: once more for a self-critical baseline."""
+        return samples + self._self_critical
+
+    def learned(self, dist: Distribution) -> tuple[Self, nn.Module]:
+        """Return a copy whose baseline is a fresh critic of the logits, and the critic."""
+        lead = len(dist.batch_shape)
+        critic = Critic(math.prod(dist.logits.shape[lead:])).to(dist.logits.device)
+        return replace(self, baseline=critic), critic
 
     def noise_shape(self, dist: Distribution) -> tuple[int, ...]:
         r"""Return (samples, \*batch, \*event), half the samples when antithetic."""
@@ -88,7 +113,13 @@ class Reinforce(AbstractScore):
         return noise_shape(self.traits.noise, (samples // 2, *rest), dist.classes)
 
     def draw(self, dist: Distribution, noise: Tensor) -> Draw:
-        """Draw samples, from the proposal where there is one."""
+        """Draw samples, from the proposal where there is one, and the mode where f is a critic."""
+        one = self._draw(dist, noise)
+        if not self._self_critical:
+            return one
+        return one._replace(points=torch.cat((one.points, dist.row.mode().unsqueeze(0))))
+
+    def _draw(self, dist: Distribution, noise: Tensor) -> Draw:
         if self.antithetic:
             noise = torch.cat((noise, antithetic(noise)))
         if self.proposal is None:
@@ -123,13 +154,25 @@ class Reinforce(AbstractScore):
                 f"a proposal belongs to one latent, but this program has {len(draws)}. Give the "
                 "latents an Estimate each by nesting expect, or leave the proposal out."
             )
+        n = draws[0].dist.logits.shape[0]
+        draws = [one._replace(points=one.points[:n]) for one in draws]
+        values, critical = values[:n], values[n:]
         signal = learning_signal(values)
-        tuning = None
-        c = self._baseline(draws[0].dist, values)
+        losses: list[Tensor] = []
+        if self._self_critical:
+            c = learning_signal(critical)
+        else:
+            c = self._number("baseline", draws[0].dist, values)
         if c is not None:
             if c.requires_grad:
-                tuning = (signal - c).square().mean()
+                losses.append((signal - c).square().mean())
             signal = signal - c.detach()
+        v = self._number("variance", draws[0].dist, values)
+        if v is not None:
+            if v.requires_grad:
+                losses.append((v - signal.square()).square().mean())
+            signal = signal / v.detach().clamp_min(1.0).sqrt()
+        tuning = torch.stack(losses).sum() if losses else None
         for weight in draws[0].aux:
             # Where the target cannot be, f does not count, whatever it is there.
             possible = weight > 0
@@ -137,26 +180,27 @@ class Reinforce(AbstractScore):
             values = torch.where(possible, values, 0.0) * weight.to(values.dtype)
         return Estimate(send_score(draws, values, signal).mean(0), tuning)
 
-    def _baseline(self, dist: Distribution, values: Tensor) -> Tensor | None:
-        if self.baseline is None:
+    def _number(self, name: str, dist: Distribution, values: Tensor) -> Tensor | None:
+        r"""Return the baseline or the variance, (N, \*batch), with its own graph."""
+        c = getattr(self, name)
+        if c is None:
             return None
-        c = self.baseline
         if callable(c):
             # Without the graph of the logits: the tuning loss trains the baseline alone.
             c = c(dist.with_logits(dist.logits.detach()))
         dtype = compute_dtype(values.dtype)
         if isinstance(c, int | float) and not isinstance(c, bool):
             if not math.isfinite(c):
-                raise DomainError(f"the baseline must be finite, but is {c}.")
+                raise DomainError(f"the {name} must be finite, but is {c}.")
             c = torch.full((), c, dtype=dtype, device=values.device)
-        if not isinstance(c, Tensor):  # pyright: ignore[reportUnnecessaryIsInstance]
+        if not isinstance(c, Tensor):
             raise UnsupportedError(
-                f"the baseline must be a number, a tensor or a callable that returns a tensor, but "
+                f"the {name} must be a number, a tensor or a callable that returns a tensor, but "
                 f"a {type(c).__name__} came."
             )
         if c.device != values.device:
             raise BackendError(
-                f"the baseline lives on {c.device}, but the values of f on {values.device}. "
+                f"the {name} lives on {c.device}, but the values of f on {values.device}. "
                 "Move it to their device."
             )
         c = c.to(dtype)
@@ -164,48 +208,6 @@ class Reinforce(AbstractScore):
             return c.expand(values.shape)
         except RuntimeError:
             raise ShapeError(
-                f"the baseline has shape {tuple(c.shape)}, which does not broadcast to the values "
+                f"the {name} has shape {tuple(c.shape)}, which does not broadcast to the values "
                 f"{tuple(values.shape)} = (N, *batch)."
             ) from None
-
-
-@dataclass(frozen=True)
-class RLOO(AbstractScore):
-    """REINFORCE leave-one-out: the other samples are the baseline. Unbiased for every f.
-
-    ``1/(N-1) sum_n (f_n - mean f) d log p(z_n) / d theta``; with N = 2 samples
-    ``1/2 (f_1 - f_2)(z_1 - z_2)``.
-
-    Raises:
-        DomainError: fewer than 2 samples.
-
-    Example:
-        >>> import torch, gradthrough as gt
-        >>> f = lambda z: z.argmax(-1).float()  # no gradient of f is needed
-        >>> logits = torch.zeros(5, 3, requires_grad=True)
-        >>> gt.expect(f, logits, gt.RLOO(), samples=4).sum().backward()
-        >>> logits.grad.shape
-        torch.Size([5, 3])
-
-    Reference:
-        Kool, van Hoof, Welling, 2019, "Buy 4 REINFORCE samples, get a baseline for free!";
-        Salimans, Knowles, 2014, arXiv:1401.1022.
-    """
-
-    traits: ClassVar[Traits] = Traits(
-        unbiased=True,
-        families=DISCRETE,
-        reference="Kool et al., ICLR workshop 2019",
-        exact_for="all",
-        min_samples=2,
-        many_draws=True,
-    )
-
-    def combine(
-        self, draws: Sequence[Draw], values: Tensor, point_gradients: Tensor | None = None
-    ) -> Estimate:
-        """Send (f_n - mean of the others) times the score to every latent."""
-        n = values.shape[0]
-        numbers = learning_signal(values)
-        signal = (numbers - numbers.mean(0)) * (n / (n - 1))
-        return Estimate(send_score(draws, values, signal).mean(0))

@@ -91,6 +91,26 @@ class StraightThrough(AbstractKernel):
 
 
 @dataclass(frozen=True)
+class DecoupledStraightThrough(AbstractKernel):
+    """softmax(theta / tau_backward), with D drawn from softmax(theta / tau_forward)."""
+
+    tau_forward: float
+    tau_backward: float
+    noise: ClassVar[NoiseKind] = "variable"
+
+    def forward(self, logits: Tensor, noise: Tensor, inner: Tensor) -> Drawn:
+        p, total = normalise(logits / self.tau_forward)
+        alike = self.tau_backward == self.tau_forward
+        soft = p if alike else normalise(logits / self.tau_backward)[0]
+        return Drawn(inverse_cdf(p, noise), total, (soft,))
+
+    def terms(
+        self, index: Tensor, noise: Tensor, inner: Tensor, saved: tuple[Tensor, ...]
+    ) -> Iterable[Term]:
+        return ((saved[0], 1.0, self.tau_backward),)
+
+
+@dataclass(frozen=True)
 class GumbelSoftmax(AbstractKernel):
     """softmax((theta + G) / tau): D is its argmax (straight-through), or, soft, itself."""
 
@@ -131,13 +151,17 @@ class GumbelRao(AbstractKernel):
         self, index: Tensor, noise: Tensor, inner: Tensor, saved: tuple[Tensor, ...]
     ) -> Iterator[Term]:
         (p,) = saved
-        if inner.numel() == 0:
-            draw = CounterExponentials(noise[..., 1], p.shape[-1], p.dtype)
-            exponentials = (draw(k) for k in range(self.k))
-        else:
-            exponentials = (e.to(p.dtype) for e in inner.unbind(-2))
-        for e in exponentials:
+        for e in inner_draws(noise, inner, self.k, p):
             yield conditional_relaxation(p, index, e, self.tau), 1.0 / self.k, self.tau
+
+
+def inner_draws(noise: Tensor, inner: Tensor, count: int, like: Tensor) -> Iterator[Tensor]:
+    """Give the inner Exp(1) draws one by one: those prescribed, or those of the row's counter."""
+    if inner.numel() == 0:
+        draw = CounterExponentials(noise[..., 1], like.shape[-1], like.dtype)
+        yield from (draw(k) for k in range(count))
+    else:
+        yield from (e.to(like.dtype) for e in inner.unbind(-2))
 
 
 def conditional_relaxation(p: Tensor, index: Tensor, e: Tensor, tau: float) -> Tensor:
@@ -211,10 +235,66 @@ class ReinMax(AbstractKernel):
     def terms(
         self, index: Tensor, noise: Tensor, inner: Tensor, saved: tuple[Tensor, ...]
     ) -> Iterable[Term]:
-        at = index.unsqueeze(-1)
-        half = saved[-1] * 0.5
-        middle = half.scatter_add(-1, at, torch.full_like(half[..., :1], 0.5))
-        return ((middle, 2.0, 1.0), (saved[0], -0.5, 1.0))
+        return ((halfway(saved[-1], index), 2.0, 1.0), (saved[0], -0.5, 1.0))
+
+
+def halfway(p: Tensor, index: Tensor) -> Tensor:
+    """Return the point in the middle of p and the corner of the class drawn."""
+    half = p * 0.5
+    return half.scatter_add(-1, index.unsqueeze(-1), torch.full_like(half[..., :1], 0.5))
+
+
+@dataclass(frozen=True)
+class ReinMaxRao(AbstractKernel):
+    """ReinMax with J((D + pi) / 2) smoothed: Gumbel-Rao there, given that its argmax is D.
+
+    2/K sum_k softmax((theta_D + G_k) / tau) - 1/2 softmax(theta), theta_D = log((D + pi) / 2).
+    """
+
+    tau: float
+    k: int
+    noise: ClassVar[NoiseKind] = "variable+seed"
+
+    def forward(self, logits: Tensor, noise: Tensor, inner: Tensor) -> Drawn:
+        p, total = normalise(logits)
+        return Drawn(inverse_cdf(p, noise[..., 0]), total, (p,))
+
+    def terms(
+        self, index: Tensor, noise: Tensor, inner: Tensor, saved: tuple[Tensor, ...]
+    ) -> Iterator[Term]:
+        (p,) = saved
+        middle = halfway(p, index)
+        for e in inner_draws(noise, inner, self.k, p):
+            yield conditional_relaxation(middle, index, e, self.tau), 2.0 / self.k, self.tau
+        yield p, -0.5, 1.0
+
+
+@dataclass(frozen=True)
+class ReinMaxCV(AbstractKernel):
+    """ReinMax plus eta times (Gumbel-Rao - one more draw of its law), both at (D + pi) / 2.
+
+    The inner draws are K that are averaged, and the one more as the last.
+    """
+
+    tau: float
+    k: int
+    eta: float
+    tau_cv: float
+    noise: ClassVar[NoiseKind] = "variable+seed"
+
+    def forward(self, logits: Tensor, noise: Tensor, inner: Tensor) -> Drawn:
+        return ReinMax(self.tau).forward(logits, noise[..., 0], inner)
+
+    def terms(
+        self, index: Tensor, noise: Tensor, inner: Tensor, saved: tuple[Tensor, ...]
+    ) -> Iterator[Term]:
+        yield from ReinMax(self.tau).terms(index, noise, inner, saved)
+        if self.eta == 0.0:
+            return
+        middle = halfway(saved[0], index)
+        for k, e in enumerate(inner_draws(noise, inner, self.k + 1, middle)):
+            weight = self.eta / self.k if k < self.k else -self.eta
+            yield conditional_relaxation(middle, index, e, self.tau_cv), weight, self.tau_cv
 
 
 def contract(terms: Iterable[Term], directions: tuple[Tensor, ...]) -> Tensor:
