@@ -7,6 +7,7 @@ estimator and backend lets two of them be given the same draw.
 
 from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, contextmanager
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -121,8 +122,7 @@ def gumbels(noise: Tensor, dtype: torch.dtype) -> Tensor:
 
 def normals(noise: Tensor, dtype: torch.dtype) -> Tensor:
     """Turn uniforms into standard normal draws, finite throughout."""
-    quantiles: Tensor = torch.special.ndtri(noise.clamp(_GRID / 2, 1.0 - _GRID))
-    return quantiles.to(dtype)
+    return cast(Tensor, torch.special.ndtri(noise.clamp(_GRID / 2, 1.0 - _GRID))).to(dtype)
 
 
 def _mix(x: Tensor) -> Tensor:

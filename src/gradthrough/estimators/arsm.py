@@ -58,7 +58,8 @@ class ARSM(AbstractEstimator):
         g = gumbels(noise, x.dtype)
         c = dist.classes
         swaps = _swaps(c, z.device)  # (M, C)
-        swapped: Tensor = (x.unsqueeze(-2) + g[..., swaps]).argmax(-1)  # (N, *batch, *event, M)
+        perturbed = x.unsqueeze(-2) + g[..., swaps]
+        swapped = perturbed.argmax(-1)  # (N, *batch, *event, M)
         points = one_hot(swapped.movedim(-1, 0).flatten(0, 1), c, z.dtype)
         return Draw(dist.from_classes(torch.cat((z, points))), dist, (noise,))
 

@@ -114,10 +114,10 @@ class AbstractEstimator(abc.ABC):
         return self._with_scalars(dist, self.traits.scalars)
 
     def _with_scalars(self, dist: Distribution, names: Sequence[str]) -> tuple[Self, nn.Module]:
-        owner: nn.Module = nn.ParameterDict(  # pyright: ignore[reportUnknownVariableType]
+        owner = nn.ParameterDict(
             {n: torch.tensor(float(getattr(self, n)), device=dist.logits.device) for n in names}
         )
-        return dataclasses.replace(self, **dict(owner.named_parameters())), owner  # pyright: ignore[reportArgumentType]
+        return dataclasses.replace(self, **dict(owner.named_parameters())), owner  # pyright: ignore[reportArgumentType, reportUnknownVariableType]
 
 
 class AbstractPathwise(AbstractEstimator):
