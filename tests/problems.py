@@ -44,6 +44,16 @@ def proposal_for(dist):
     return dist.with_logits(0.5 * logits + ramp)
 
 
+def wave(z):
+    """A control variate: any function of points (N, 1, event[, C]) that is not f."""
+    return 0.7 * z.sin().flatten(2).sum(-1)
+
+
+def bend(x):
+    """A surrogate of f, from its Taylor term and its value: any function of the pair."""
+    return torch.stack((x.sum(-1).tanh(), x[..., 0] - 0.3 * x[..., 1] ** 2), -1)
+
+
 VARIANTS = {key: lambda dist, kind=kind: kind() for key, kind in gt.ESTIMATORS.items()} | {
     "gumbel_softmax tau": lambda dist: gt.GumbelSoftmax(tau=0.7),
     "st tau": lambda dist: gt.StraightThrough(tau=1.4),
@@ -52,11 +62,27 @@ VARIANTS = {key: lambda dist, kind=kind: kind() for key, kind in gt.ESTIMATORS.i
     "gumbel_rao k": lambda dist: gt.GumbelRao(tau=0.8, k=7),
     "gst p": lambda dist: gt.GappedStraightThrough(tau=0.9, gap="p"),
     "reinmax tau": lambda dist: gt.ReinMax(tau=1.3),
+    "reinmax_rao tau": lambda dist: gt.ReinMaxRao(tau=0.6, k=7),
+    "reinmax_cv eta": lambda dist: gt.ReinMaxCV(tau=1.2, k=5, eta=0.4, tau_cv=0.7),
+    "decoupled_st backward": lambda dist: gt.DecoupledStraightThrough(tau_backward=1.4),
+    "redge t1": lambda dist: gt.ReDGE(steps=3, t1=0.7, covariance=False),
+    "reindge covariance": lambda dist: gt.ReinDGE(steps=4, t1=0.6, covariance=True),
     "reinforce number": lambda dist: gt.Reinforce(baseline=0.7),
     "reinforce tensor": lambda dist: gt.Reinforce(baseline=torch.tensor(-0.4, dtype=F64)),
     "reinforce critic": lambda dist: gt.Reinforce(baseline=critic),
     "reinforce antithetic": lambda dist: gt.Reinforce(antithetic=True),
     "reinforce proposal": lambda dist: gt.Reinforce(proposal=proposal_for(dist)),
+    "reinforce self_critical": lambda dist: gt.Reinforce(baseline="self_critical"),
+    "muprop eta": lambda dist: gt.MuProp(eta=0.6),
+    "rebar eta": lambda dist: gt.Rebar(eta=0.7, tau=1.1),
+    "relax control": lambda dist: gt.Relax(wave, eta=0.8, tau=0.9),
+    "relax black box": lambda dist: gt.Relax(wave, eta=0.0, tau=0.9),
+    "double_cv alpha": lambda dist: gt.DoubleCV(alpha=0.4),
+    "rodeo surrogate": lambda dist: gt.Rodeo(alpha=0.7, beta=-0.3, surrogate=bend),
+    "coupled sb": lambda dist: gt.Coupled("sb"),
+    "coupled tree": lambda dist: gt.Coupled("tree"),
+    "carms independent": lambda dist: gt.CARMS("independent"),
+    "sum_and_sample k": lambda dist: gt.SumAndSample(k=3),
 }
 ANY = gt.Categorical(torch.zeros(1, 2))
 
@@ -70,6 +96,28 @@ PATHWISE = select(lambda e: e.traits.pathwise)
 SCORE = select(lambda e: not e.traits.pathwise and e.traits.noise != "none")
 HARD = select(lambda e: not e.traits.relaxed)
 UNBIASED = select(lambda e: e.traits.unbiased)
+SERVED = [(n, f) for n in VARIANTS for f in FAMILIES if f in VARIANTS[n](ANY).traits.families]
+
+
+def family_of(name, preferred="categorical"):
+    """The preferred family if the estimator serves it, else one that it serves."""
+    return preferred if (name, preferred) in SERVED else dict(SERVED)[name]
+
+
+def served(names=tuple(VARIANTS)):
+    """Run a test for each variant with each family that it serves."""
+    return pytest.mark.parametrize(("name", "family"), [p for p in SERVED if p[0] in names])
+
+
+def temperatures(estimator):
+    """Names of the options that are temperatures."""
+    return [field.name for field in fields(estimator) if field.name.startswith("tau")]
+
+
+TEMPERED = select(lambda e: e.traits.pathwise and temperatures(e))
+PLAIN_TAU = select(
+    lambda e: e.traits.pathwise and all(getattr(e, name) == 1.0 for name in temperatures(e))
+)
 
 
 def samples_for(estimator, at_least=1):
@@ -185,6 +233,39 @@ def exact(p, f):
     return value, torch.autograd.grad(value, theta, retain_graph=True)[0]
 
 
+# --- the diffusion of ReDGE, each denoiser by Bayes' rule
+
+
+def denoiser(estimator, theta, x, alpha):
+    """Logits of the posterior of D given x = alpha D + (1 - alpha) eps, (..., C)."""
+    pi = theta.softmax(-1)
+    mean = pi if estimator.covariance else torch.zeros_like(pi)
+    variance = (pi * (1 - pi)).clamp_min(0.1) if estimator.covariance else torch.ones_like(pi)
+    corners = alpha * torch.eye(theta.shape[-1], dtype=F64)
+    miss = x.unsqueeze(-2) - corners - (1 - alpha) * mean.unsqueeze(-2)  # (..., corner, C)
+    return theta - (miss**2 / variance.unsqueeze(-2)).sum(-1) / (2 * (1 - alpha) ** 2)
+
+
+def diffused(estimator, theta, u):
+    """Run the chain of ReDGE from uniforms (..., C): x_1 and its alpha, with their graph."""
+    eps = torch.special.ndtri(u)
+    if estimator.covariance:
+        pi = theta.softmax(-1)
+        eps = pi + (pi * (1 - pi)).clamp_min(0.1).sqrt() * eps
+    alphas = torch.linspace(1 - estimator.t1, 1e-4, estimator.steps - 1, dtype=F64).tolist()
+    x = eps
+    for alpha, following in zip(alphas[:0:-1], alphas[-2::-1], strict=True):
+        clean = denoiser(estimator, theta, x, alpha).softmax(-1)
+        residual = (x - alpha * clean) / (1 - alpha)
+        x = following * clean + (1 - following) * residual
+    return x, alphas[0]
+
+
+def last_law(estimator, theta, u):
+    """The law of the final draw of ReDGE, given the uniforms (..., C) of its normals."""
+    return denoiser(estimator, theta, *diffused(estimator, theta, u)).softmax(-1)
+
+
 # --- all draws of an estimator, with their probabilities
 
 
@@ -208,8 +289,8 @@ def grid(columns):
 def draws(estimator, dist, samples):
     """Noise (N, M, ...) that makes each of M draws of one row, and their weights (M,).
 
-    Exact but for noise per class, where C must be 2: the ratio of the two exponentials, all that
-    matters, runs over a fine grid of its quantiles.
+    Exact but for noise per class, where C must be 2: the ratio of the two exponentials, or the
+    difference of the two normals, all that matters, runs over a fine grid of its quantiles.
     """
     kind, shape = estimator.traits.noise, tuple(dist.variables)
     if kind == "none":
@@ -219,6 +300,11 @@ def draws(estimator, dist, samples):
         u = -torch.expm1(-torch.stack((v, 1.0 - v), -1))
         noise = u.reshape(1, -1, *([1] * len(shape)), 2).expand(samples, -1, *shape, 2)
         return noise, torch.full((20_000,), 1 / 20_000, dtype=F64)
+    if estimator.traits.approximate:
+        u, law = final_draws(estimator, dist)
+        middles = torch.cat((law[..., :1] / 2, law[..., :1] + law[..., 1:] / 2))
+        noise = torch.cat((u.repeat(2, 1, 1), middles), -1)
+        return noise.expand(samples, *noise.shape), law[:, 0].T.flatten() / len(law)
     source = getattr(estimator, "proposal", None) or dist
     mirrored = getattr(estimator, "antithetic", False)
     each = probabilities(dist.family, source.logits.detach()).flatten(0, -2)
@@ -229,9 +315,27 @@ def draws(estimator, dist, samples):
     return u, grid([width for _, width in columns]).prod(-1)
 
 
-def case(name, logits, family="categorical", event_dims=0, at_least=1):
+def final_draws(estimator, dist):
+    """Noise per class (M, 1, 2) of one variable of two classes, and the laws that it leads to."""
+    v = (torch.arange(2_000, dtype=F64) + 0.5) / 2_000
+    half = torch.special.ndtri(v) / 2**0.5  # plus and minus it: their difference is N(0, 2)
+    u = torch.special.ndtr(torch.stack((half, -half), -1)).unsqueeze(-2)
+    theta = dist.class_logits().detach()
+    return u, last_law(estimator, theta.expand(len(u), *theta.shape), u)
+
+
+def value_under(estimator, p, f):
+    """E f under the law that the estimator samples."""
+    if not estimator.traits.approximate:
+        return exact(p, f)[0]
+    law = final_draws(estimator, p.dist(p.logits))[1].mean(0)
+    points = points_of(p.family, torch.arange(2).unsqueeze(-1), 2)
+    return (law[0] * f(points.unsqueeze(0))[0]).sum()
+
+
+def case(name, logits, family=None, event_dims=0, at_least=1):
     """An estimator for a law, its number of samples and fixed noise."""
-    q = FAMILIES[family](logits, event_dims=event_dims)
+    q = FAMILIES[family or family_of(name)](logits, event_dims=event_dims)
     estimator = VARIANTS[name](q)
     n = samples_for(estimator, at_least)
     return q, estimator, n, uniform(*estimator.noise_shape(q.expand(n)))
