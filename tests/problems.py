@@ -44,9 +44,10 @@ def proposal_for(dist):
     return dist.with_logits(0.5 * logits + ramp)
 
 
-def wave(z):
-    """A control variate: any function of points (N, 1, event[, C]) that is not f."""
-    return 0.7 * z.sin().flatten(2).sum(-1)
+def wave(dist):
+    """A control variate: any function of points (N, *batch, *event[, C]) that is not f."""
+    lead = 1 + len(dist.batch_shape)
+    return lambda z: 0.7 * z.sin().unsqueeze(-1).flatten(lead).sum(-1)
 
 
 def bend(x):
@@ -75,8 +76,8 @@ VARIANTS = {key: lambda dist, kind=kind: kind() for key, kind in gt.ESTIMATORS.i
     "reinforce self_critical": lambda dist: gt.Reinforce(baseline="self_critical"),
     "muprop eta": lambda dist: gt.MuProp(eta=0.6),
     "rebar eta": lambda dist: gt.Rebar(eta=0.7, tau=1.1),
-    "relax control": lambda dist: gt.Relax(wave, eta=0.8, tau=0.9),
-    "relax black box": lambda dist: gt.Relax(wave, eta=0.0, tau=0.9),
+    "relax control": lambda dist: gt.Relax(wave(dist), eta=0.8, tau=0.9),
+    "relax black box": lambda dist: gt.Relax(wave(dist), eta=0.0, tau=0.9),
     "double_cv alpha": lambda dist: gt.DoubleCV(alpha=0.4),
     "rodeo surrogate": lambda dist: gt.Rodeo(alpha=0.7, beta=-0.3, surrogate=bend),
     "coupled sb": lambda dist: gt.Coupled("sb"),
@@ -333,9 +334,18 @@ def value_under(estimator, p, f):
     return (law[0] * f(points.unsqueeze(0))[0]).sum()
 
 
+def law(name, logits, family=None, event_dims=0):
+    """A law with a row for each (..., C) of the logits, where Bernoulli as C variables.
+
+    So the points and values of one f have the same shapes in both families.
+    """
+    family = family or family_of(name)
+    return FAMILIES[family](logits, event_dims=event_dims + (family == "bernoulli"))
+
+
 def case(name, logits, family=None, event_dims=0, at_least=1):
     """An estimator for a law, its number of samples and fixed noise."""
-    q = FAMILIES[family or family_of(name)](logits, event_dims=event_dims)
+    q = law(name, logits, family, event_dims)
     estimator = VARIANTS[name](q)
     n = samples_for(estimator, at_least)
     return q, estimator, n, uniform(*estimator.noise_shape(q.expand(n)))
