@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from .._errors import ConfigError
@@ -77,7 +77,7 @@ def demo(
     budget = epochs or usual
     results: list[Result] = []
     for key, options in ESTIMATORS.items():
-        config = RunConfig("vae", asdict(task), key, options, lr=1e-3, epochs=budget, seed=seed)
+        config = RunConfig("vae", task.options(), key, options, lr=1e-3, epochs=budget, seed=seed)
         say(f"{config.label}: {budget} epochs on {dataset}")
         results.append(run(config, out=out / "records", experiment=dataset, task=task))
     say(f"gradients: {draws} draws of each estimator against the exact gradient")

@@ -5,14 +5,17 @@ from __future__ import annotations
 import abc
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from .._errors import UnsupportedError
 from ..distributions.base import Distribution
 from ..estimators.base import AbstractEstimator
+from ..expect import admit, ask
 from ..rollout import Bound
+from .options import plain
 from .seeds import Seeds
 
 
@@ -65,9 +68,24 @@ class AbstractTask(abc.ABC):
     def latent(self, model: nn.Module, batch: Tensor) -> Distribution:
         """Return the law of the latents of a batch, for probes of the gradient."""
 
+    @abc.abstractmethod
+    def law(self) -> Distribution:
+        """Return a law of one row, of the family and shape of `latent`."""
+
     def refuses(self, estimator: AbstractEstimator) -> str | None:
         """Return why the task cannot be trained with an estimator, or None."""
+        samples = estimator.traits.min_samples
+        try:
+            # It knows best what it cannot serve: a family, or a space that is too large.
+            rows = admit(self.law(), estimator, samples).expand(samples)
+            ask(estimator, rows, torch.Generator(), None)
+        except UnsupportedError as error:
+            return str(error)
         return None
+
+    def options(self) -> dict[str, Any]:
+        """Return the options as plain data, as a config wants them."""
+        return plain(self)
 
     def pictures(self, model: nn.Module, seeds: Seeds) -> dict[str, Tensor]:
         """Return grey pictures (height, width) in [0, 1] to look at, by name."""
