@@ -2,8 +2,9 @@
 
 import json
 import re
-from dataclasses import asdict
+from dataclasses import fields
 from pathlib import Path
+from typing import Literal, get_args, get_origin, get_type_hints
 
 import pytest
 
@@ -11,6 +12,7 @@ import gradthrough as gt
 from gradthrough import cli
 from gradthrough.bench.config import RunConfig
 from gradthrough.bench.demo import demo
+from gradthrough.bench.tasks.bernoulli_vae import BernoulliVAE
 from gradthrough.bench.tasks.vae import VAE
 
 RUN = "bench run vae --dataset digits --latents 2 --classes 3 --hidden 16 8 --epochs 1".split()
@@ -44,7 +46,7 @@ def test_flags_make_the_config_they_say(tmp_path):
     cli.main([*RUN, *flags.split(), "--out", str(tmp_path), "--experiment", "x"])
     want = RunConfig(
         "vae",
-        asdict(VAE("digits", latents=2, classes=3, hidden=(16, 8))),
+        VAE("digits", latents=2, classes=3, hidden=(16, 8)).options(),
         "gst",
         {"tau": 0.7, "gap": "p"},
         optimizer="radam",
@@ -55,12 +57,56 @@ def test_flags_make_the_config_they_say(tmp_path):
     assert (tmp_path / "x" / f"{want.key}.jsonl").exists()
 
 
+def test_what_is_learned_and_seldom_evaluated_is_said_by_flags(tmp_path):
+    flags = "--estimator reinforce --baseline 40 --tuning-lr 1e-2 --evaluate-every 3"
+    cli.main([*RUN, *flags.split(), "--out", str(tmp_path)])
+    want = RunConfig(
+        "vae",
+        VAE("digits", latents=2, classes=3, hidden=(16, 8)).options(),
+        "reinforce",
+        {"baseline": 40.0},
+        epochs=1,
+        tuning_lr=1e-2,
+        evaluate_every=3,
+    )
+    assert (tmp_path / "vae" / f"{want.key}.jsonl").exists()
+
+
+def test_binary_latents_train_from_the_command_line(tmp_path, capsys):
+    words = (
+        "bench run bernoulli_vae --dataset digits --latents 4 --hidden 16 8 --valid 0 --epochs 1"
+    )
+    flags = "--prior learned --kl sampled --estimator rloo --samples 3 --bound-samples 2 --out"
+    cli.main([*words.split(), *flags.split(), str(tmp_path)])
+    assert "done" in capsys.readouterr().out
+    task = BernoulliVAE(
+        "digits", latents=4, hidden=(16, 8), valid=0, prior="learned", kl="sampled", bound_samples=2
+    )
+    want = RunConfig("bernoulli_vae", task.options(), "rloo", samples=3, epochs=1)
+    assert (tmp_path / "bernoulli_vae" / f"{want.key}.jsonl").exists()
+
+
+def test_options_that_can_be_typed_are_offered_and_no_others():
+    offered = {f.name: f for f in fields(cli.estimator_options())}
+    for kind in gt.ESTIMATORS.values():
+        for name in cli.option_names(kind):
+            hint = get_type_hints(kind)[name]
+            members = get_args(hint) or (hint,)
+            typed = any(m in (int, float, bool, str) or get_origin(m) is Literal for m in members)
+            assert (name in offered) >= typed
+    assert "proposal" not in offered  # a distribution
+    assert cli.as_declared("gumbel_rao", {"tau": 1, "k": 10}) == {"tau": 1.0, "k": 10}
+    assert type(cli.as_declared("gumbel_rao", {"tau": 1})["tau"]) is float
+    assert type(cli.as_declared("gumbel_rao", {"k": 10})["k"]) is int
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
         ([*RUN, "--estimator", "reinmx"], "reinmax"),
         ([*RUN, "--estimator", "st", "--k", "3"], "no option 'k'"),
         ([*RUN, "--tau", "0"], "above 0"),
+        ([*RUN, "--estimator", "rloo", "--tuning-lr", "1e-3"], "nothing to learn"),
         (["bench", "run", "vae", "--dataset", "mnits"], "'mnist'"),
         (["bench", "report", "--out", "no/such/folder"], "no records"),
     ],

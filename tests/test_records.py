@@ -85,6 +85,9 @@ def test_the_key_is_made_from_the_content_and_nothing_else():
         ({"precision": "8"}, gt.ConfigError, "32-true"),
         ({"lr": 0.0}, gt.DomainError, "lr"),
         ({"lr": float("nan")}, gt.DomainError, "lr"),
+        ({"tuning_lr": 0.0}, gt.DomainError, "tuning_lr"),
+        ({"tuning_lr": float("inf")}, gt.DomainError, "tuning_lr"),
+        ({"evaluate_every": 0}, gt.DomainError, "evaluate_every"),
         ({"epochs": 0}, gt.DomainError, "epochs"),
         ({"batch_size": 0}, gt.DomainError, "batch_size"),
         ({"samples": 0}, gt.DomainError, "samples"),
@@ -104,3 +107,24 @@ def test_streams_of_seeds_are_independent_of_one_another():
     streams = [Seeds(s).of(p, i) for s in range(3) for p in ("noise", "order") for i in range(3)]
     assert len(set(streams)) == len(streams)
     assert all(0 <= s < 2**63 for s in streams)
+
+
+def test_options_added_later_are_left_out_at_their_default():
+    old = config()
+    assert "tuning_lr" not in old.as_dict()
+    assert "evaluate_every" not in old.as_dict()
+    assert config(tuning_lr=None, evaluate_every=1).key == old.key
+    new = config(tuning_lr=1e-3, evaluate_every=5)
+    assert new.as_dict() == old.as_dict() | {"tuning_lr": 1e-3, "evaluate_every": 5}
+    assert RunConfig(**new.as_dict()) == new
+    assert len({old.key, new.key, config(tuning_lr=1e-3).key, config(evaluate_every=5).key}) == 4
+
+
+def test_the_key_of_a_config_never_changes():
+    # Every field as the first version had it: its records are found by this key.
+    assert config(task_options={"latents": 4}, estimator_options={"tau": 1.3}).key == "4d7edd8c203d"
+
+
+def test_the_label_says_what_is_learned():
+    one = config(estimator_options={"tau": 1.3}, tuning_lr=1e-3)
+    assert one.label == "reinmax(tau=1.3, tuning_lr=0.001)"

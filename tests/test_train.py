@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import asdict
 
 import pytest
 import torch
@@ -13,18 +12,22 @@ import torch
 import gradthrough as gt
 from gradthrough.bench import checkpoint, records
 from gradthrough.bench.config import RunConfig
+from gradthrough.bench.seeds import Seeds
+from gradthrough.bench.tasks.bernoulli_vae import BernoulliVAE
 from gradthrough.bench.tasks.vae import VAE
 from gradthrough.bench.train import build_task, run
 
 SMALL = VAE("digits", latents=2, classes=3, hidden=(32, 16), valid=137, bound_samples=7)
+BINARY = BernoulliVAE("digits", latents=4, hidden=(32, 16), valid=137, bound_samples=7)
 FLAGS = (
     "--dataset digits --latents 2 --classes 3 --hidden 32 16 --valid 137 --bound-samples 7 "
-    "--estimator reinmax --tau 1.3 --lr 1e-3 --threads 1"
+    "--lr 1e-3 --threads 1"
 ).split()
+REINMAX = "--estimator reinmax --tau 1.3".split()
 
 
 def config(estimator="reinmax", epochs=2, task=SMALL, **changes):
-    return RunConfig("vae", asdict(task), estimator, epochs=epochs, lr=1e-3, **changes)
+    return RunConfig(task.name, task.options(), estimator, epochs=epochs, lr=1e-3, **changes)
 
 
 def metrics(path):
@@ -40,16 +43,42 @@ def train(folder, one, **options):
     return run(one, out=folder, progress=False, **options)
 
 
-def test_every_estimator_trains(tmp_path):
-    for key in gt.ESTIMATORS:
-        result = train(tmp_path, config(key))
-        assert result.status == "done"
-        first, last = (metrics(result.path)[i][3] for i in (0, -2))
-        assert last < first, key
-        per_example = result.config.build_estimator().evaluations(
-            gt.Categorical(torch.zeros(2, 3), event_dims=1), result.config.samples
-        )
-        assert result.records[-1].evaluations == 2 * 1300 * per_example
+EVERY = pytest.mark.parametrize("key", gt.ESTIMATORS)
+
+
+def task_of(key):
+    return SMALL if "categorical" in gt.ESTIMATORS[key].traits.families else BINARY
+
+
+@EVERY
+def test_every_estimator_trains(key, tmp_path):
+    result = train(tmp_path, config(key, task=task_of(key)))
+    assert result.status == "done"
+    first, last = (metrics(result.path)[i][3] for i in (0, -2))
+    assert last < first
+    per_example = result.config.build_estimator().evaluations(
+        result.task.law(), result.config.samples
+    )
+    assert result.records[-1].evaluations == 2 * 1300 * per_example
+
+
+@EVERY
+def test_every_estimator_learns_what_it_can(key, tmp_path):
+    one = config(key, epochs=1, task=task_of(key), tuning_lr=1e-2)
+    try:
+        _, module = gt.estimator(key).learned(task_of(key).law())
+    except gt.UnsupportedError:
+        with pytest.raises(gt.ConfigError, match="nothing to learn"):
+            train(tmp_path, one)
+        assert not list(tmp_path.glob("*/*.jsonl"))
+        return
+    result = train(tmp_path, one)
+    assert result.status == "done"
+    tuned = state_of(result)["tuning"]
+    assert tuned["module"].keys() == module.state_dict().keys()
+    assert all(s["step"] == 13 for s in tuned["optimizer"]["state"].values())
+    assert len(tuned["optimizer"]["state"]) == len(list(module.parameters()))
+    assert all(x.isfinite().all() for x in tuned["module"].values())
 
 
 def test_the_splits_and_the_bound_are_recorded(tmp_path):
@@ -80,12 +109,23 @@ def test_the_same_config_gives_the_same_numbers_and_a_done_run_is_not_done_again
 def test_torchs_global_randomness_is_left_alone(tmp_path):
     torch.manual_seed(5)
     before = torch.random.get_rng_state()
-    train(tmp_path, config(epochs=1))
+    train(tmp_path, config("reinforce", epochs=1, tuning_lr=1e-2))
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
-def test_a_killed_run_ends_with_the_metrics_of_an_uninterrupted_one(tmp_path):
-    command = [sys.executable, "-m", "gradthrough.cli", "bench", "run", "vae", *FLAGS]
+@pytest.mark.parametrize(
+    ("flags", "changes"),
+    [
+        (REINMAX, {"estimator": "reinmax", "estimator_options": {"tau": 1.3}}),
+        (
+            "--estimator reinforce --tuning-lr 1e-2".split(),
+            {"estimator": "reinforce", "tuning_lr": 1e-2},
+        ),
+    ],
+    ids=["fixed", "learned"],
+)
+def test_a_killed_run_ends_with_the_metrics_of_an_uninterrupted_one(flags, changes, tmp_path):
+    command = [sys.executable, "-m", "gradthrough.cli", "bench", "run", "vae", *FLAGS, *flags]
     command += ["--epochs", "12", "--out", str(tmp_path / "killed")]
     folder = tmp_path / "killed" / "vae"
     for epochs in (3, 7):  # killed twice, somewhere in an epoch
@@ -96,11 +136,25 @@ def test_a_killed_run_ends_with_the_metrics_of_an_uninterrupted_one(tmp_path):
     (path,) = folder.glob("*.jsonl")
     assert records.read(path)[-1].kind != "end"
     path.write_bytes(path.read_bytes() + b'{"half a li')
-    one = RunConfig("vae", asdict(SMALL), "reinmax", {"tau": 1.3}, epochs=12, lr=1e-3)
+    one = config(epochs=12, **changes)
     resumed, whole = (train(tmp_path / name, one) for name in ("killed", "whole"))
     assert resumed.path.name == path.name
     assert metrics(resumed.path) == metrics(whole.path)
     assert resumed.status == "done"
+    assert same(state_of(resumed), state_of(whole))
+
+
+def state_of(result):
+    """Return the checkpoint of a run, but for its times."""
+    state = checkpoint.load(result.path.with_suffix(".ckpt"), torch.device("cpu"))
+    return {k: v for k, v in state.items() if k != "seconds"}
+
+
+def same(a, b):
+    """Say whether two states are equal bit for bit."""
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+    return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
 
 
 def wait_for(folder, step, process):
@@ -126,7 +180,7 @@ def test_lines_beyond_the_checkpoint_are_done_again(tmp_path):
 
 
 def test_a_nan_ends_the_run_with_a_reason(tmp_path):
-    wild = RunConfig("vae", asdict(SMALL), "st", optimizer="sgd", lr=1e12, epochs=3)
+    wild = RunConfig("vae", SMALL.options(), "st", optimizer="sgd", lr=1e12, epochs=3)
     result = train(tmp_path, wild)
     assert result.status == "diverged"
     assert "step" in result.records[-1].reason
@@ -155,8 +209,6 @@ def test_an_unknown_task_is_refused():
 
 def test_the_bound_of_one_sample_is_the_elbo_in_law():
     task = VAE("digits", latents=1, classes=2, hidden=(8, 8), bound_samples=4000)
-    from gradthrough.bench.seeds import Seeds
-
     model = task.model(Seeds(0))
     x = task.data.test[:3]
     bound = task._bound(model, x, torch.Generator().manual_seed(0))
@@ -203,9 +255,55 @@ def test_a_resumed_run_says_where_it_went_on(tmp_path):
 
 
 def test_two_devices_count_every_evaluation(tmp_path):
-    command = [sys.executable, "-m", "gradthrough.cli", "bench", "run", "vae", *FLAGS]
+    command = [sys.executable, "-m", "gradthrough.cli", "bench", "run", "vae", *FLAGS, *REINMAX]
     command += [*"--epochs 1 --accelerator cpu --devices 2 --out".split(), str(tmp_path)]
     subprocess.run(command, check=True, capture_output=True, timeout=120)
     (path,) = tmp_path.glob("vae/*.jsonl")
     last = records.read(path)[-1]
     assert (last.status, last.evaluations) == ("done", 1300)
+
+
+def test_what_an_estimator_learns_moves_and_is_in_the_checkpoint(tmp_path):
+    fixed, learned = (
+        state_of(train(tmp_path, config("reinforce", tuning_lr=lr))) for lr in (None, 1e-2)
+    )
+    assert "tuning" not in fixed
+    assert not same(fixed["model"], learned["model"])
+    torch.manual_seed(Seeds(0).of("tuning"))
+    _, fresh = gt.Reinforce().learned(gt.Categorical(torch.zeros(100, 2, 3), event_dims=1))
+    tuned = learned["tuning"]["module"]
+    assert tuned.keys() == fresh.state_dict().keys()
+    assert not any(torch.equal(x, tuned[name]) for name, x in fresh.state_dict().items())
+    assert all(s["step"] == 26 for s in learned["tuning"]["optimizer"]["state"].values())
+
+
+def test_a_learned_baseline_lowers_its_tuning_loss(tmp_path):
+    # The negative ELBO of the digits is near 40 nats: that is where the baseline has to get.
+    result = train(tmp_path, config("reinforce", tuning_lr=1e-2, epochs=30))
+    tuned = state_of(result)["tuning"]["module"]
+    critic = gt.Reinforce().learned(gt.Categorical(torch.zeros(100, 2, 3), event_dims=1))[1]
+    critic.load_state_dict(tuned)
+    law = result.task.latent(result.model, result.task.data.train[:100])
+    baseline = critic(law).detach()
+    assert abs(float(baseline.mean()) - result.last("train", "neg_elbo")) < 10
+
+
+def test_learning_works_in_low_precision(tmp_path):
+    one = config("reinforce", precision="bf16-mixed", tuning_lr=1e-2)
+    result = train(tmp_path, one, accelerator="cpu")
+    assert result.status == "done"
+    tuned = state_of(result)["tuning"]["module"]
+    assert all(x.dtype == torch.float32 and x.isfinite().all() for x in tuned.values())
+
+
+def test_evaluating_less_often_changes_no_number(tmp_path):
+    often, seldom = (train(tmp_path, config(epochs=5, evaluate_every=n)) for n in (1, 2))
+    steps = {r.step for r in seldom.records if r.metric == "kl"}
+    assert steps == {26, 52, 65}  # and after the last epoch, whatever the interval
+    assert [m for m in metrics(often.path) if m in metrics(seldom.path)] == metrics(seldom.path)
+
+
+def test_an_estimator_of_another_family_is_skipped_with_a_reason(tmp_path):
+    result = train(tmp_path, config("disarm"))
+    assert result.status == "skipped"
+    assert "serves bernoulli, but the distribution is categorical" in result.records[-1].reason

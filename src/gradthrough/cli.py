@@ -131,6 +131,8 @@ class Training:
         epochs: passes over the training data.
         seed: of everything random.
         precision: as lightning-fabric has it.
+        tuning_lr: learning rate of the estimator's own tensors, which stay fixed by default.
+        evaluate_every: epochs from one evaluation of the held-out splits to the next.
         out: folder of the results.
         experiment: subfolder of the results; the task's name by default.
         accelerator: cpu, cuda or auto.
@@ -146,6 +148,8 @@ class Training:
     epochs: int = 160
     seed: int = 0
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
+    tuning_lr: float | None = None
+    evaluate_every: int = 1
     out: Path = Path("runs")
     experiment: str | None = None
     accelerator: str = "auto"
@@ -154,7 +158,7 @@ class Training:
 
 
 def _simple(hint: object) -> list[object]:
-    """Return the members of a type that a command line can give."""
+    """Return the members of a type that a command line can give: no tensor, no network."""
     members = typing.get_args(hint) if _is_union(hint) else (hint,)
     plain = (float, int, bool, str)
     return [m for m in members if m in plain or typing.get_origin(m) is Literal]
@@ -164,30 +168,48 @@ def _is_union(hint: object) -> bool:
     return typing.get_origin(hint) in (typing.Union, types.UnionType)
 
 
+def typed_options(kind: type) -> dict[str, list[object]]:
+    """Return, for each option that a command line can give, the types it takes."""
+    hints = typing.get_type_hints(kind)
+    found = {name: _simple(hints[name]) for name in option_names(kind)}
+    return {name: members for name, members in found.items() if members}
+
+
 def estimator_options() -> type:
     """Return a dataclass with every option of every estimator, all of them unset."""
     import tyro
 
-    hints: dict[str, list[object]] = {}
+    members: dict[str, list[object]] = {}  # of one name, every type that some estimator takes
     users: dict[str, list[str]] = {}
     for key, kind in ESTIMATORS.items():
-        for name in option_names(kind):
-            found = _simple(typing.get_type_hints(kind)[name])
-            if found:
-                hints.setdefault(name, found)
-                users.setdefault(name, []).append(key)
+        for name, found in typed_options(kind).items():
+            members[name] = list(dict.fromkeys((*members.get(name, ()), *found)))
+            users.setdefault(name, []).append(key)
     fields = [
         (
             name,
             Annotated[
-                typing.Union[(*members, None)],
+                typing.Union[(*found, None)],
                 tyro.conf.arg(help=f"option of {', '.join(users[name])}"),
             ],
             None,
         )
-        for name, members in hints.items()
+        for name, found in members.items()
     ]
     return dataclasses.make_dataclass("EstimatorOptions", fields)
+
+
+def as_declared(key: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Return options as their estimator declares them: 1 is 1.0 where it wants a float.
+
+    An option of that name may be a whole number elsewhere, and the key of a config tells the two
+    apart.
+    """
+    types_of = typed_options(ESTIMATORS[key]) if key in ESTIMATORS else {}
+    return {
+        name: float(value) if type(value) is int and int not in types_of.get(name, [int]) else value
+        for name, value in options.items()
+    }
 
 
 def _run_command(name: str, kind: type[AbstractTask]) -> Callable[..., None]:
@@ -213,9 +235,9 @@ def train(name: str, task: AbstractTask, training: Training, options: dict[str, 
         torch.set_num_threads(training.threads)
     config = RunConfig(
         task=name,
-        task_options=dataclasses.asdict(task),  # pyright: ignore[reportArgumentType]
+        task_options=task.options(),
         estimator=training.estimator,
-        estimator_options=options,
+        estimator_options=as_declared(training.estimator, options),
         samples=training.samples,
         optimizer=training.optimizer,
         lr=training.lr,
@@ -223,6 +245,8 @@ def train(name: str, task: AbstractTask, training: Training, options: dict[str, 
         epochs=training.epochs,
         seed=training.seed,
         precision=training.precision,
+        tuning_lr=training.tuning_lr,
+        evaluate_every=training.evaluate_every,
     )
     result = run(
         config,

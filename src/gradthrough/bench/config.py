@@ -3,11 +3,12 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from .._errors import ConfigError, DomainError
 from ..estimators import AbstractEstimator, estimator
+from .options import added, plain
 
 Optimizer = Literal["adam", "radam", "sgd"]
 Precision = Literal["32-true", "bf16-mixed"]
@@ -19,7 +20,8 @@ class RunConfig:
 
     Args:
         task: key of ``TASKS``.
-        task_options: its fields, all of them: a default that changes later is another run.
+        task_options: its fields, all of them: a default that changes later is another run. Only
+            fields that were `added` to a task with records are left out at their default.
         estimator: key of ``ESTIMATORS``.
         estimator_options: fields of its class; what is left out has its default.
         samples: samples for each example and step, >= 1; None: as few as the estimator takes.
@@ -29,6 +31,10 @@ class RunConfig:
         epochs: passes over the training data, >= 1.
         seed: of everything random.
         precision: what lightning-fabric calls it.
+        tuning_lr: learning rate, > 0, of the estimator's own tensors (a baseline, the scale of a
+            control variate): Adam on its tuning loss. None: they stay as the options say.
+        evaluate_every: epochs from one evaluation of the held-out splits to the next, >= 1; after
+            the last epoch there always is one.
 
     Raises:
         ConfigError: unknown names.
@@ -51,6 +57,8 @@ class RunConfig:
     epochs: int = 160
     seed: int = 0
     precision: Precision = "32-true"
+    tuning_lr: float | None = added(None)
+    evaluate_every: int = added(1)
 
     def __post_init__(self) -> None:
         built = self.build_estimator()  # refuses unknown keys and options
@@ -62,7 +70,7 @@ class RunConfig:
                     f"{name} is {getattr(self, name)!r}, but must be one of "
                     f"{', '.join(get_args(known))}."
                 )
-        for name in ("samples", "batch_size", "epochs"):
+        for name in ("samples", "batch_size", "epochs", "evaluate_every"):
             if getattr(self, name) < 1:
                 raise DomainError(f"{name} must be at least 1, but is {getattr(self, name)}.")
         least = built.traits.min_samples
@@ -72,8 +80,10 @@ class RunConfig:
             )
         if getattr(built, "antithetic", False) and (self.samples or 1) % 2:
             raise DomainError(f"antithetic draws come in pairs, but samples is {self.samples}.")
-        if not 0 < self.lr < float("inf"):
-            raise DomainError(f"lr must be finite and above 0, but is {self.lr}.")
+        for name in ("lr", "tuning_lr"):
+            rate = getattr(self, name)
+            if rate is not None and not 0 < rate < float("inf"):
+                raise DomainError(f"{name} must be finite and above 0, but is {rate}.")
 
     def build_estimator(self) -> AbstractEstimator:
         """Return the estimator that the run uses."""
@@ -81,7 +91,7 @@ class RunConfig:
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain data, ready for JSON."""
-        return asdict(self)
+        return plain(self)
 
     @property
     def key(self) -> str:
@@ -91,6 +101,9 @@ class RunConfig:
 
     @property
     def label(self) -> str:
-        """The estimator's key with its options."""
-        options = ", ".join(f"{k}={v}" for k, v in self.estimator_options.items())
+        """The estimator's key with its options and the rate at which it learns its own tensors."""
+        tuned = {} if self.tuning_lr is None else {"tuning_lr": self.tuning_lr}
+        options = ", ".join(
+            f"{k}={v}" for k, v in (*self.estimator_options.items(), *tuned.items())
+        )
         return f"{self.estimator}({options})"

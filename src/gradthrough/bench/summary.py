@@ -48,6 +48,7 @@ def _row(path: Path, lines: Sequence[Record]) -> dict[str, Any]:
         "task": config.task,
         **plain,
         "optimizer": config.optimizer,
+        "samples": config.samples,
         "lr": config.lr,
         "epochs": config.epochs,
         "seed": seed,

@@ -15,6 +15,7 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from .._errors import ConfigError, UnsoundLogitsError
+from ..estimators import AbstractEstimator
 from ..rollout import Bound
 from . import checkpoint, records
 from .config import RunConfig
@@ -24,6 +25,7 @@ from .records import Record
 from .seeds import Seeds
 from .task import AbstractTask
 from .tasks import TASKS
+from .tuning import Tuning
 
 # The fused and foreach forms: on a small model the plain loop over tensors costs more than the
 # forward pass.
@@ -126,10 +128,24 @@ class _Run:
         self.model, self.optimizer = wrapped
         self.generator = torch.Generator(fabric.device)
         estimator = config.build_estimator()
-        self.bound = Bound(estimator, samples=config.samples or 1, generator=self.generator)
         self.refusal = task.refuses(estimator)
+        self.tuning = None if self.refusal else self._tuning(estimator)
+        if self.tuning is not None:
+            estimator = self.tuning.estimator
+        self.bound = Bound(estimator, samples=config.samples or 1, generator=self.generator)
         self.epoch = self.step = self.evaluations = 0
         self.seconds = 0.0
+
+    def _tuning(self, estimator: AbstractEstimator) -> Tuning | None:
+        """Return what the estimator learns, where it is to learn."""
+        lr, size = self.config.tuning_lr, self.config.batch_size
+        if lr is None:
+            return None
+        batch = next(iter(self.task.batches("train", self.seeds, epoch=0, size=size)))
+        with torch.no_grad():
+            law = self.task.latent(self.model, batch)
+        seed = self.seeds.of("tuning")
+        return Tuning(estimator, law, lr=lr, seed=seed, fabric=self.fabric)
 
     @property
     def _checkpoint(self) -> Path:
@@ -170,7 +186,9 @@ class _Run:
                 self.epoch += 1
                 self.seconds += time.perf_counter() - began
                 found = {("train", self.task.metrics[0].name): loss}
-                self._write({**found, **self._metrics(final=False)})
+                if self.epoch % self.config.evaluate_every == 0 or self.epoch == self.config.epochs:
+                    found |= self._metrics(final=False)
+                self._write(found)
                 self._save()
 
     def _train_epoch(self, bar: Progress) -> float:
@@ -207,11 +225,14 @@ class _Run:
         except UnsoundLogitsError as error:
             raise _DivergedError(f"step {self.step}: {error}") from error
         loss = losses.mean() * weight if weight else losses.sum()
-        for tuning in self.bound.tuning_losses:
-            loss = loss + tuning
+        # The mean over no rows at all is not a number.
+        for tuning in self.bound.tuning_losses if weight else ():
+            loss = loss + tuning * weight
         self.fabric.backward(loss)
         self.optimizer.step()
         self.optimizer.zero_grad()
+        if self.tuning is not None:
+            self.tuning.step()
         return losses.detach()
 
     def _check(self, total: Tensor, count: int) -> None:
@@ -285,12 +306,16 @@ class _Run:
             counters = {k: getattr(self, k) for k in ("epoch", "step", "evaluations", "seconds")}
             model = self.model.module.state_dict()
             optimizer = self.optimizer.state_dict()
-            checkpoint.save(self._checkpoint, counters | {"model": model, "optimizer": optimizer})
+            tuning = {} if self.tuning is None else {"tuning": self.tuning.state()}
+            state = counters | {"model": model, "optimizer": optimizer} | tuning
+            checkpoint.save(self._checkpoint, state)
         self.fabric.barrier()
 
     def _restore(self, state: dict[str, Any]) -> None:
         self.model.module.load_state_dict(state.pop("model"))
         self.optimizer.load_state_dict(state.pop("optimizer"))
+        if self.tuning is not None:
+            self.tuning.restore(state.pop("tuning"))
         for name, value in state.items():
             setattr(self, name, value)
 
