@@ -131,15 +131,17 @@ class Control(nn.Module):
 
 
 class Surrogate(nn.Module):
-    """RODEO's surrogate of f around a sample: a network of the Taylor term and the value.
+    """RODEO's surrogate of f: the Taylor term, plus a network of the Taylor term and the level.
+
+    The network starts at 0, so that the surrogate starts as the Taylor term.
 
     Args:
         hidden: width of its hidden layer.
 
     Example:
         >>> import torch, gradthrough as gt
-        >>> gt.controls.Surrogate()(torch.zeros(4, 5, 2)).shape
-        torch.Size([4, 5, 2])
+        >>> gt.controls.Surrogate()(torch.tensor([[0.5, 3.0]])).tolist()
+        [[0.5, 0.5]]
 
     Reference:
         Shi et al., NeurIPS 2022, arXiv:2202.09497.
@@ -148,8 +150,10 @@ class Surrogate(nn.Module):
     def __init__(self, hidden: int = 100) -> None:
         super().__init__()
         self.net = _mlp((2, hidden, 2), nn.LeakyReLU(0.3))
+        for x in self.net[-1].parameters():
+            nn.init.zeros_(x)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return (h0, h1) in the last dim for (Taylor term, value)."""
+        """Return (h0, h1) in the last dim for (Taylor term, level)."""
         weight: Tensor = next(self.net.parameters())
-        return self.net(x.to(weight.dtype)).to(x.dtype)
+        return x[..., :1] + self.net(x.to(weight.dtype)).to(x.dtype)

@@ -12,6 +12,7 @@ from typing import ClassVar, Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.forward_ad import unpack_dual
 
 from .._attach import attach
 from .._errors import DomainError, ShapeError, UnsupportedError
@@ -148,8 +149,10 @@ class AbstractPathwise(AbstractEstimator):
 
 def _may_depend(values: Tensor, points: Tensor) -> bool:
     """Return False where the graph of the values is known not to lead to the points."""
-    if torch.compiler.is_compiling() or not torch.is_grad_enabled() or points.grad_fn is None:
+    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
         return True
+    if points.grad_fn is None:
+        return _has_tangent(values) or not _has_tangent(points)
     seen: set[object] = set()
     todo = [values.grad_fn]
     while todo:
@@ -160,6 +163,12 @@ def _may_depend(values: Tensor, points: Tensor) -> bool:
             seen.add(node)
             todo += [parent for parent, _ in node.next_functions]
     return False
+
+
+def _has_tangent(x: Tensor) -> bool:
+    """Return whether forward mode follows a tensor."""
+    tangent: Tensor | None = unpack_dual(x).tangent  # pyright: ignore[reportUnknownVariableType, reportUnknownMemberType]
+    return tangent is not None
 
 
 class AbstractLaunched(AbstractPathwise):

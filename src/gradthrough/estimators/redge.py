@@ -38,9 +38,9 @@ class ReDGE(AbstractPathwise):
     max(pi (1 - pi), 0.1) class by class, and ``x0(x_t) = softmax(theta + (alpha_t (x_t - sigma_t
     pi) - alpha_t^2 / 2) / (V sigma_t^2))``; pi and V keep their gradient.
 
-    The law that is sampled, E s, is only close to softmax(theta), the closer the more steps: the
-    value estimates E f under that law. At steps = 2, t1 = 1 it is exact and this is
-    Straight-Through.
+    The law that is sampled, E s, is only close to softmax(theta), the closer the larger t1 and,
+    from 3 on, the more steps: the value estimates E f under that law. At t1 = 1 it is exact and
+    this is Straight-Through.
 
     Args:
         steps: n, number of levels of noise with the clean one, >= 2; n - 1 softmaxes, whose graph
@@ -97,8 +97,9 @@ class ReinDGE(AbstractPathwise):
     with theta held constant in the last denoiser, plus ``1/2 [J(s) g + (g.(D - s)) (D - s)]``, the
     ReinMax rule at s, for the theta that stands there.
 
-    The law that is sampled, E s, is only close to softmax(theta), the closer the more steps: the
-    value estimates E f under that law. At steps = 2, t1 = 1 it is exact and this is ReinMax.
+    The law that is sampled, E s, is only close to softmax(theta), the closer the larger t1 and,
+    from 3 on, the more steps: the value estimates E f under that law. At t1 = 1 it is exact and
+    this is ReinMax.
 
     Args:
         steps: n, number of levels of noise with the clean one, >= 2; n - 1 softmaxes, whose graph

@@ -37,17 +37,19 @@ class Rodeo(AbstractScore):
     Bernoulli logits is, s(x) = x - p,
     ``1/N sum_k (f_k - mean of f_j + alpha (A h0_j)(x_j), j != k) s(x_k) + beta (A h1_k s)(x_k)``.
     The surrogates h0_k, h1_k look at the other samples alone: at y, the mean over j != k of
-    ``H(f'(x_j) . (y - x_j), f(x_j))``. f is evaluated N times; the sum over the d flips costs
-    O(d) evaluations of H for each pair of samples. (The paper's operator is this one over d;
-    without it alpha and beta do not depend on d.)
+    ``H(f'(x_j) . (y - p), f(x_j) + f'(x_j) . (p - x_j))``, the two parts of the Taylor expansion
+    of f around x_j. f is evaluated N times; the sum over the d flips costs O(d) evaluations of H
+    for each pair of samples. (The paper divides the operator by d, and splits the expansion at x_j
+    instead of p; this way alpha and beta do not depend on d, and the first part alone, which needs
+    no training, is already a good surrogate.)
 
     Args:
         alpha: scale of the control variate in the baseline.
         beta: scale of the one beside the score. Both numbers or tensors of one number, which
             ``Estimate.tuning_loss`` then trains; alpha = beta = 0 is RLOO.
         surrogate: H, a callable (..., 2) -> (..., 2), also trained, for instance a
-            ``gradthrough.controls.Surrogate``. None: h0 = h1 = f'(x_j) . (y - p), which needs no
-            training.
+            ``gradthrough.controls.Surrogate``. None: the first part, ``f'(x_j) . (y - p)``, for
+            both.
 
     Raises:
         DomainError: fewer than 2 samples.
@@ -120,19 +122,19 @@ class Rodeo(AbstractScore):
         self, x: Tensor, p: Tensor, f: Tensor, slope: Tensor, dims: int
     ) -> tuple[Tensor, Tensor]:
         r"""Return (h0, h1) at every sample, (N, \*batch, 2), and with each variable flipped."""
-        n = x.shape[0]
-        step = 1.0 - 2.0 * x
+        n, step, away = x.shape[0], 1.0 - 2.0 * x, x - p
         if self.surrogate is None:
             others = leave_one_out(slope)
-            at_x = total(others * (x - p), dims)
+            at_x = total(others * away, dims)
             flipped = spread(at_x, dims) + others * step
             return torch.stack((at_x, at_x), -1), torch.stack((flipped, flipped), -1)
         index = torch.arange(n, device=x.device).repeat(n, 1)
         index = index[~torch.eye(n, dtype=torch.bool, device=x.device)].reshape(n, n - 1)
-        away = total(slope[index] * (x.unsqueeze(1) - x[index]), dims)  # (N, N - 1, *batch)
-        moved = spread(away, dims) + slope[index] * step.unsqueeze(1)
-        level = f[index]
-        at_x = self._ask(torch.stack((away, level), -1))
+        mean = f - total(slope * away, dims)  # of f, as each sample sees it to first order
+        taylor = total(slope[index] * away.unsqueeze(1), dims)  # (N, N - 1, *batch)
+        moved = spread(taylor, dims) + slope[index] * step.unsqueeze(1)
+        level = mean[index]
+        at_x = self._ask(torch.stack((taylor, level), -1))
         flipped = self._ask(torch.stack((moved, spread(level, dims).expand_as(moved)), -1))
         return at_x.mean(1), flipped.mean(1)
 
