@@ -12,6 +12,21 @@ import torch
 from torch import Tensor
 
 import gradthrough as gt
+from enumerations import (
+    cells,
+    coin_walks,
+    coins,
+    coupled,
+    decisions,
+    distinct,
+    grid,
+    independent,
+    node_probabilities,
+    relaxed_pairs,
+    remaining,
+    stick_probabilities,
+    swap_cells,
+)
 
 F64 = torch.float64
 FAMILIES = {"categorical": gt.Categorical, "bernoulli": gt.Bernoulli}
@@ -66,7 +81,7 @@ VARIANTS = {key: lambda dist, kind=kind: kind() for key, kind in gt.ESTIMATORS.i
     "reinmax_rao tau": lambda dist: gt.ReinMaxRao(tau=0.6, k=7),
     "reinmax_cv eta": lambda dist: gt.ReinMaxCV(tau=1.2, k=5, eta=0.4, tau_cv=0.7),
     "decoupled_st backward": lambda dist: gt.DecoupledStraightThrough(tau_backward=1.4),
-    "redge t1": lambda dist: gt.ReDGE(steps=3, t1=0.7, covariance=False),
+    "redge t1": lambda dist: gt.ReDGE(steps=3, t1=0.4, covariance=False),
     "reindge covariance": lambda dist: gt.ReinDGE(steps=4, t1=0.6, covariance=True),
     "reinforce number": lambda dist: gt.Reinforce(baseline=0.7),
     "reinforce tensor": lambda dist: gt.Reinforce(baseline=torch.tensor(-0.4, dtype=F64)),
@@ -205,8 +220,7 @@ def problem(family="categorical", variables=2, classes=3, seed=0):
 def probabilities(family, logits):
     """Probabilities of the classes of each variable, (..., C)."""
     if family == "bernoulli":
-        p = 1.0 / (1.0 + (-logits).exp())
-        return torch.stack((p, 1.0 - p), -1)
+        return torch.stack((logits.sigmoid(), (-logits).sigmoid()), -1)
     e = (logits - logits.amax(-1, keepdim=True)).exp()
     return e / e.sum(-1, keepdim=True)
 
@@ -270,30 +284,37 @@ def last_law(estimator, theta, u):
 # --- all draws of an estimator, with their probabilities
 
 
-def cells(probs, mirrored=False):
-    """Middles and widths of the intervals of a uniform on which no draw from probs changes.
-
-    `probs` (..., C) may hold several laws; `mirrored`: nor does the draw of 1 - u change.
-    """
-    edges = torch.cat((torch.zeros(1, dtype=F64), probs.cumsum(-1)[..., :-1].reshape(-1)))
-    edges = torch.cat((edges, 1.0 - edges) if mirrored else (edges, torch.ones(1, dtype=F64)))
-    edges = torch.cat((edges, torch.ones(1, dtype=F64))).sort().values
-    width = edges.diff()
-    return ((edges[1:] + edges[:-1]) / 2)[width > 1e-13], width[width > 1e-13]
-
-
-def grid(columns):
-    """Every combination of entries of the columns, (M, number of columns)."""
-    return torch.cartesian_prod(*columns).reshape(-1, len(columns))
-
-
 def draws(estimator, dist, samples):
     """Noise (N, M, ...) that makes each of M draws of one row, and their weights (M,).
 
-    Exact but for noise per class, where C must be 2: the ratio of the two exponentials, or the
-    difference of the two normals, all that matters, runs over a fine grid of its quantiles.
+    Exact but for pathwise noise per class, where C must be 2: the ratio of the two exponentials,
+    or the difference of the two normals, all that matters, runs over a fine grid of its quantiles.
     """
     kind, shape = estimator.traits.noise, tuple(dist.variables)
+    source = getattr(estimator, "proposal", None) or dist
+    each = probabilities(dist.family, source.logits.detach()).flatten(0, -2)
+    match estimator:
+        case gt.ARM() | gt.DisARM():
+            return independent([cells(p, mirrored=True) for p in each], samples, shape)
+        case gt.Coupled():
+            steps = node_probabilities if estimator.kind == "tree" else stick_probabilities
+            return independent([decisions(steps(p), mirrored=True) for p in each], samples, shape)
+        case gt.CARMS(copula="independent"):
+            return independent([decisions(stick_probabilities(p)) for p in each], samples, shape)
+        case gt.CARMS():
+            return coupled([coin_walks(stick_probabilities(p), samples) for p in each], shape)
+        case gt.ARMS():
+            return coupled([coins(p.min(), samples) for p in each], shape)
+        case gt.ARSM():
+            return independent([swap_cells(p) for p in each], samples, shape)
+        case gt.Rebar() | gt.Relax():  # the samples need not differ: nothing looks at two of them
+            units = [relaxed_pairs(p, product=len(each) == 1) for p in each]
+            noise, weight = independent(units, 1, shape)
+            return noise.expand(samples, *noise.shape[1:]), weight
+        case gt.SumAndSample():
+            return remaining(each, estimator.k, samples, shape)
+        case gt.UnorderedSet():
+            return distinct(each, samples, shape)
     if kind == "none":
         return None, torch.ones(1, dtype=F64)
     if kind == "class":
@@ -306,14 +327,12 @@ def draws(estimator, dist, samples):
         middles = torch.cat((law[..., :1] / 2, law[..., :1] + law[..., 1:] / 2))
         noise = torch.cat((u.repeat(2, 1, 1), middles), -1)
         return noise.expand(samples, *noise.shape), law[:, 0].T.flatten() / len(law)
-    source = getattr(estimator, "proposal", None) or dist
     mirrored = getattr(estimator, "antithetic", False)
-    each = probabilities(dist.family, source.logits.detach()).flatten(0, -2)
-    columns = [cells(p, mirrored) for p in each] * (samples // 2 if mirrored else samples)
-    u = grid([middle for middle, _ in columns]).unflatten(-1, (-1, *shape)).movedim(1, 0)
+    units = [cells(p, mirrored) for p in each]
+    u, weight = independent(units, samples // 2 if mirrored else samples, shape)
     if kind == "variable+seed":
         u = torch.stack((u, uniform(*u.shape, seed=5)), -1)
-    return u, grid([width for _, width in columns]).prod(-1)
+    return u, weight
 
 
 def final_draws(estimator, dist):
