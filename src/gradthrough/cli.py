@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 from ._errors import GradthroughError
-from .estimators import ESTIMATORS, AbstractEstimator
+from .estimators import ESTIMATORS, AbstractEstimator, Traits
 
 if TYPE_CHECKING:
     from .bench.task import AbstractTask
@@ -108,9 +108,19 @@ def trait_cells(kind: type[AbstractEstimator]) -> tuple[str, str, str, str]:
     return (
         "yes" if traits.unbiased else "no",
         {"all": "every f", "none": "-"}.get(traits.exact_for, f"{traits.exact_for} f"),
-        "gradient of f" if traits.pathwise else "values of f",
+        _needs(traits),
         "all points" if traits.noise == "none" else f"{traits.min_samples} or more",
     )
+
+
+def _needs(traits: Traits) -> str:
+    """Return what an estimator asks of f, and of the variables where it does not serve all."""
+    words = "gradient of f" if traits.pathwise else "values of f"
+    if traits.needs_point_gradients:
+        words = "values, gradient of f"
+    if traits.needs_relaxed_points:
+        words += ", soft points"
+    return words if "categorical" in traits.families else f"{words}; Bernoulli"
 
 
 def option_names(kind: type) -> list[str]:
