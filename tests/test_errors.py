@@ -8,6 +8,7 @@ import gradthrough as gt
 from problems import (
     F64,
     PATHWISE,
+    TEMPERED,
     VARIANTS,
     every,
     noise_for_rows,
@@ -15,6 +16,7 @@ from problems import (
     plain,
     refuses,
     samples_for,
+    temperatures,
     uniform,
 )
 
@@ -185,19 +187,22 @@ NUMBERS = {
     True: gt.UnsupportedError,
     (1.0,): gt.UnsupportedError,
 }
-TAUS = [kind for kind in gt.ESTIMATORS.values() if kind.traits.pathwise]
+TAUS = [
+    (name, option)
+    for name in PATHWISE
+    for option in (
+        *temperatures(estimator(name)),
+        *(("t1",) if hasattr(estimator(name), "t1") else ()),
+    )
+]
 
 
 @pytest.mark.parametrize("value", NUMBERS)
-@pytest.mark.parametrize("kind", TAUS)
-def test_tau_is_a_number_above_zero(kind, value):
-    with refuses(NUMBERS[value], "tau"):
-        kind(tau=value)
-    function = next(
-        n for n in dir(gt) if n.islower() and n.replace("_", "") == kind.__name__.lower()
-    )
-    with refuses(NUMBERS[value], "tau"):
-        getattr(gt, function)(X, tau=value)
+@pytest.mark.parametrize(("name", "option"), TAUS)
+def test_a_temperature_is_a_number_above_zero(name, option, value):
+    for door in (type(estimator(name)), lambda **given: plain(estimator(name))(X, **given)):
+        with refuses(NUMBERS[value], option):
+            door(**{option: value})
 
 
 @pytest.mark.parametrize("value", [0.0, -1.0, torch.nan, torch.inf])
@@ -208,12 +213,12 @@ def test_a_tensor_tau_is_above_zero_throughout(value):
         gt.ReinMax(tau=torch.tensor(value))
 
 
-@pytest.mark.parametrize("name", PATHWISE)
+@pytest.mark.parametrize("name", TEMPERED)
 def test_a_tau_that_overflows_is_no_silent_nan(name):
-    kind = type(estimator(name))
+    one = estimator(name)
     x = (50 * X).float().requires_grad_()
     try:
-        z = plain(kind(tau=1e-38))(x)
+        z = plain(type(one)(**dict.fromkeys(temperatures(one), 1e-38)))(x)
         (gradient,) = torch.autograd.grad((z @ SLOPE.float()).sum(), x)
     except gt.DomainError:
         return
@@ -235,34 +240,84 @@ COUNTS |= {"4": gt.UnsupportedError, True: gt.UnsupportedError, None: gt.Unsuppo
 
 @pytest.mark.parametrize(("k", "kind"), COUNTS.items())
 def test_k_is_a_count(k, kind):
-    for door in (gt.GumbelRao, lambda k: gt.gumbel_rao(X, k=k)):
-        with refuses(kind, "k must"):
-            door(k=k)
+    for one in (gt.GumbelRao(), gt.ReinMaxRao(), gt.ReinMaxCV()):
+        for door in (type(one), lambda k, one=one: plain(one)(X, k=k)):
+            with refuses(kind, "k must"):
+                door(k=k)
+    for one in (gt.ReDGE(), gt.ReinDGE()):
+        for door in (type(one), lambda steps, one=one: plain(one)(X, steps=steps)):
+            with refuses(kind, "steps must"):
+                door(steps=k)
     with refuses(kind, "limit"):
         gt.Enumerate(limit=k)
 
 
-def test_inner_draws_have_a_row_for_each_row():
+INNER = [gt.gumbel_rao, gt.reinmax_rao, gt.reinmax_cv]
+
+
+@pytest.mark.parametrize("door", INNER)
+def test_inner_draws_have_a_row_for_each_row(door):
+    many, least = (r"K \+ 1", 2) if door is gt.reinmax_cv else ("K", 1)
     for shape in ((4, 3), (4, 5, 2), (3, 5, 3), (1, 4, 5, 3)):
-        with refuses(gt.ShapeError, "inner", r"\(4, 'K', 3\)"):
-            gt.gumbel_rao(X, inner=torch.ones(shape, dtype=F64))
-    with pytest.raises(gt.GradthroughError):
-        gt.gumbel_rao(X, inner=[[1.0]])
+        with refuses(gt.ShapeError, "inner", rf"\(4, '{many}', 3\)"):
+            door(X, inner=torch.ones(shape, dtype=F64))
+    for wrong in ([[1.0]], torch.ones(4, 5, 3, dtype=torch.int64)):
+        with refuses(gt.UnsupportedError, "inner"):
+            door(X, inner=wrong)
+    door(X, inner=torch.ones(4, least, 3, dtype=F64))
+    with refuses(gt.DomainError, "inner", f"at least {least}"):
+        door(X, inner=torch.ones(4, least - 1, 3, dtype=F64))
+    with refuses(gt.BackendError, "inner", "meta"):
+        door(X, inner=torch.ones(4, 5, 3, device="meta"))
 
 
+@pytest.mark.parametrize(
+    ("steps", "t1", "word"), [(1, 0.5, "steps"), (5, 1.5, "t1"), (5, 1e-9, "t1")]
+)
+def test_the_range_of_a_diffusion(steps, t1, word):
+    for door in (
+        gt.ReDGE,
+        gt.ReinDGE,
+        lambda **k: gt.redge(X, **k),
+        lambda **k: gt.reindge(X, **k),
+    ):
+        with refuses(gt.DomainError, word):
+            door(steps=steps, t1=t1)
+
+
+WEIGHTS = {float("nan"): gt.DomainError, float("inf"): gt.DomainError, "1": gt.UnsupportedError}
+WEIGHTS |= {None: gt.UnsupportedError, True: gt.UnsupportedError}
+
+
+@pytest.mark.parametrize(("eta", "kind"), WEIGHTS.items())
+def test_a_weight_is_a_finite_number(eta, kind):
+    for door in (gt.ReinMaxCV, lambda eta: gt.reinmax_cv(X, eta=eta)):
+        with refuses(kind, "eta"):
+            door(eta=eta)
+
+
+def test_a_weight_that_would_be_learned_is_refused():
+    with refuses(gt.UnsupportedError, "eta", "gradient"):
+        gt.ReinMaxCV(eta=torch.tensor(0.5, requires_grad=True))
+    assert gt.ReinMaxCV(eta=torch.tensor(0.5)) == gt.ReinMaxCV(eta=0.5)
+
+
+@pytest.mark.parametrize("door", INNER)
 @pytest.mark.parametrize("value", [0.0, -1.0, torch.nan, torch.inf])
-def test_inner_draws_outside_their_range_are_refused(value):
+def test_inner_draws_outside_their_range_are_refused(door, value):
     inner = torch.ones(4, 2, 3, dtype=F64)
     inner[1, 0, :] = value
     with refuses(gt.DomainError, "inner"):
-        gt.gumbel_rao(X, inner=inner)
+        door(X, inner=inner)
 
 
-@pytest.mark.parametrize("option", [{"importance": "no"}, {"antithetic": "no"}])
-def test_switches_are_booleans(option):
-    key = "st" if "importance" in option else "reinforce"
-    with refuses(gt.GradthroughError, *option):
-        gt.estimator(key, **option)
+SWITCHES = {"importance": "st", "antithetic": "reinforce", "covariance": "redge"}
+
+
+@pytest.mark.parametrize(("option", "key"), SWITCHES.items())
+def test_switches_are_booleans(option, key):
+    with refuses(gt.GradthroughError, option):
+        gt.estimator(key, **{option: "no"})
 
 
 @pytest.mark.parametrize("dim", [2, -3, 5])
@@ -274,7 +329,7 @@ def test_dim_exists(name, dim):
         plain(estimator(name))(X, dim=1.0)
 
 
-@every(PATHWISE)
+@every([name for name in PATHWISE if hasattr(estimator(name), "kernel")])
 @pytest.mark.parametrize("backend", ["fast", "", None])
 def test_unknown_backends_are_refused(name, backend):
     with refuses(gt.BackendError, "eager"):

@@ -7,6 +7,7 @@ import gradthrough as gt
 from problems import (
     F64,
     PATHWISE,
+    TEMPERED,
     VARIANTS,
     case,
     every,
@@ -15,6 +16,7 @@ from problems import (
     plain,
     problem,
     select,
+    temperatures,
     uniform,
 )
 
@@ -171,10 +173,8 @@ def test_inner_draws_follow_the_rows_along_any_dim():
     assert torch.equal(got, gt.gumbel_rao(x.T, noise=u, inner=inner).T)
 
 
-TAUS = select(lambda e: e.traits.pathwise and e.tau == 1.0)
-
-
-@every(TAUS)
+@every(TEMPERED)
 def test_a_temperature_given_as_tensor_is_the_number(name):
-    kind = type(VARIANTS[name](gt.Categorical(torch.zeros(1, 2))))
-    assert kind(tau=torch.tensor(0.5)) == kind(tau=0.5)
+    one = VARIANTS[name](gt.Categorical(torch.zeros(1, 2)))
+    for option in temperatures(one):
+        assert type(one)(**{option: torch.tensor(0.5)}) == type(one)(**{option: 0.5})

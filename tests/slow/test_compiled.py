@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import gradthrough as gt
-from problems import F64, VARIANTS, normal, problem, samples_for, uniform
+from problems import F64, VARIANTS, normal, problem, samples_for, select, uniform
 
 SLOPE = normal(3, seed=48)
 
@@ -18,8 +18,10 @@ def close(got, want, tolerance=1e-10):
 # torch's own tracer makes an instance of every autograd.Function that it meets.
 INSIDE_TORCH = pytest.mark.filterwarnings("ignore:.*should not be instantiated")
 pytestmark = [pytest.mark.slow, INSIDE_TORCH]
-COMPILED = [name for name in gt.ESTIMATORS if name != "gumbel_rao"]  # 100 inner draws: slow
+MANY_INNER_DRAWS = select(lambda e: e.traits.noise == "variable+seed")  # 100 of them: slow
+COMPILED = [name for name in gt.ESTIMATORS if name not in MANY_INNER_DRAWS]
 COMPILED += ["gumbel_rao k", "reinmax tau", "st importance", "reinforce proposal"]
+COMPILED += ["reinmax_rao tau", "reinmax_cv eta", "redge t1", "reindge covariance"]
 
 
 @pytest.mark.parametrize("name", COMPILED)
@@ -52,6 +54,8 @@ NEEDS_COMPILER = pytest.mark.skipif(
         pytest.param("inductor", gt.reinmax, marks=NEEDS_COMPILER),
         ("aot_eager", lambda x: gt.gumbel_softmax(x, hard=True)),
         ("aot_eager", lambda x: gt.gumbel_rao(x, 0.5, 3)),
+        ("aot_eager", gt.redge),
+        ("aot_eager", lambda x: gt.reindge(x, covariance=True)),
     ],
 )
 def test_compiled_code_draws_its_own_noise_and_poisons_unsound_rows(backend, sample, compiler):
