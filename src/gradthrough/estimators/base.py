@@ -12,7 +12,7 @@ from typing import ClassVar, Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.forward_ad import unpack_dual
+from torch.autograd import forward_ad
 
 from .._attach import attach
 from .._errors import DomainError, ShapeError, UnsupportedError
@@ -167,7 +167,7 @@ def _may_depend(values: Tensor, points: Tensor) -> bool:
 
 def _has_tangent(x: Tensor) -> bool:
     """Return whether forward mode follows a tensor."""
-    tangent: Tensor | None = unpack_dual(x).tangent  # pyright: ignore[reportUnknownVariableType, reportUnknownMemberType]
+    tangent: Tensor | None = forward_ad.unpack_dual(x).tangent
     return tangent is not None
 
 

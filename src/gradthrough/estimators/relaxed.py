@@ -69,14 +69,15 @@ class _AbstractRelaxed(AbstractEstimator):
         relaxed = self._relax(logits, index, noise)
         soft = torch.cat((relaxed.free, relaxed.tied)).detach().to(z.dtype)
         points = dist.from_classes(torch.cat((z, soft)))
-        tau = self._settings()[1]
-        tuned = isinstance(tau, Tensor) and tau.requires_grad
-        return Draw(points, dist, (noise, index), "graph" if tuned else "values")
+        wanted = "graph" if relaxed.tau.requires_grad else "values"
+        return Draw(points, dist, (noise, index), wanted)
 
     def _relax(self, logits: Tensor, index: Tensor, noise: Tensor) -> _Relaxed:
         x = centre(logits.to(compute_dtype(logits.dtype)))
         p = probabilities(logits)
         tau = scalar_like(self._settings()[1], x)
+        if in_transform():  # a part of its gradient would be missing there: better none
+            tau = tau.detach()
         # Kept above 0 without losing its gradient: it can come back.
         tau = tau + (tau.detach().clamp_min(_LEAST_TAU) - tau.detach())
         free = _softmax(centre(x + gumbels(noise[..., 0], x.dtype)), tau)
@@ -111,7 +112,7 @@ class _AbstractRelaxed(AbstractEstimator):
 
         constant = None if slopes is None else slopes.detach()
         out = send(one, value, gradient(numbers.detach(), constant))
-        if one.gradients != "graph" or slopes is None or in_transform():
+        if one.gradients != "graph" or slopes is None:
             return out
         # The temperature also moves the points where f was asked: the chain through them, cut
         # before it reaches what f itself uses.
@@ -137,6 +138,13 @@ class _AbstractRelaxed(AbstractEstimator):
             raise ShapeError(
                 f"the control was given points of shape {tuple(points.shape)} and must return "
                 f"{want}, one for each, but returned {tuple(c.shape)}."
+            )
+        if slope is None and torch.is_grad_enabled():
+            raise UnsupportedError(
+                "the control must depend differentiably on its points, but its values do not (an "
+                "argmax, an index, a detach or a comparison in it?): its part in the gradient "
+                "would not cancel on average. Make it a smooth function, such as "
+                "gradthrough.controls.Control(shape)."
             )
         slope = torch.zeros_like(points) if slope is None else slope
         return c[n:].to(relaxed.free.dtype), dist.class_gradient(slope.to(relaxed.free.dtype))
@@ -193,8 +201,9 @@ class Rebar(_AbstractRelaxed):
     Args:
         eta: scale of the control variate; 0 is REINFORCE.
         tau: temperature of the relaxation, > 0; below 0.01 it counts as 0.01. Both are numbers
-            or tensors of one number, which ``Estimate.tuning_loss`` then trains (not inside
-            ``torch.func`` transforms; a learned tau needs second derivatives of f).
+            or tensors of one number, which ``Estimate.tuning_loss`` then trains. A learned tau
+            needs second derivatives of f; inside ``torch.func`` transforms and ``torch.compile``
+            it is held constant.
 
     Raises:
         DomainError: tau is not above 0.
@@ -248,7 +257,8 @@ class Relax(_AbstractRelaxed):
         eta: scale of f in the control variate.
         tau: temperature of the relaxation, > 0; below 0.01 it counts as 0.01. Numbers or tensors
             of one number. ``Estimate.tuning_loss`` trains whatever of control, eta and tau needs
-            a gradient (not inside ``torch.func`` transforms).
+            a gradient; tau is held constant inside ``torch.func`` transforms and
+            ``torch.compile``.
 
     Raises:
         ConfigError: eta = 0 without a control, which would be REINFORCE.
