@@ -96,9 +96,9 @@ def page(rows: list[dict[str, str]]) -> str:
     lines = [
         "# What every estimator costs",
         "",
-        f"One estimate and its backward pass for {ROWS} rows of {VARIABLES} Bernoulli variables, f a "
-        f"network {VARIABLES}-{HIDDEN}-1 whose parameters get their gradient too; default options,",
-        "as few samples as the estimator takes. *Evaluations*: points of f for each row. *Backward",
+        f"One estimate and its backward pass for {ROWS} rows of {VARIABLES} Bernoulli variables, f",
+        f"a network {VARIABLES}-{HIDDEN}-1 whose parameters get their gradient too; default",
+        "options, as few samples as the estimator takes. *Evaluations*: points of f a row. *Backward",
         "passes* through f: one trains the parameters of f; estimators that want the gradient of f",
         "at its points take one more. *Time*: median of the ratios to `reinforce`, which makes one",
         "evaluation, steps taken in turn. *Memory*: the most bytes of tensors held at a time.",
@@ -119,9 +119,9 @@ def page(rows: list[dict[str, str]]) -> str:
         lines.append(f"| {' | '.join(cells)} |")
     lines += [
         "",
-        "An estimator that makes several evaluations pays for them in one larger batch. How often f",
-        "is evaluated grows with the problem for `enumerate` (all points), `leg` (1 + variables x",
-        "(classes - 1)) and `arsm` (1 + classes (classes - 1) / 2); the others do not depend on it.",
+        "An estimator that makes several evaluations pays for them in one larger batch. How often",
+        "f is evaluated grows with the problem for `enumerate` (all points), `leg` (1 + variables",
+        "x (classes - 1)) and `arsm` (1 + classes (classes - 1) / 2), and for no other.",
         "",
         f"Rows: [`benchmarks/results/costs.csv`](../benchmarks/results/costs.csv), {where}, commit",
         f"{facts['commit'][:7]}; made by `python benchmarks/costs.py`.",
