@@ -178,9 +178,10 @@ class Distribution(abc.ABC):
     def mode(self) -> Tensor:
         r"""Return the most probable point, (\*batch, \*event[, C])."""
         logits = self.class_logits().detach()
-        check_rows(logits)
         best = logits.argmax(-1, keepdim=True)
-        return self.from_classes(torch.zeros_like(logits).scatter(-1, best, 1.0))
+        # The argmax of an unsound row is a class like any other; its point must not be.
+        zeros = (0.0 * probabilities(logits)).to(logits.dtype)
+        return self.from_classes(zeros.scatter_add(-1, best, torch.ones_like(zeros)))
 
     def sample(
         self, *, generator: torch.Generator | None = None, noise: Tensor | None = None

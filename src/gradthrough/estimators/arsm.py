@@ -60,8 +60,9 @@ class ARSM(AbstractEstimator):
         swaps = _swaps(c, z.device)  # (M, C)
         perturbed = x.unsqueeze(-2) + g[..., swaps]
         swapped = perturbed.argmax(-1)  # (N, *batch, *event, M)
-        points = one_hot(swapped.movedim(-1, 0).flatten(0, 1), c, z.dtype)
-        return Draw(dist.from_classes(torch.cat((z, points))), dist, (noise,))
+        # An argmax of NaN is a class; an unsound row must stay NaN, as the sample is.
+        points = one_hot(swapped.movedim(-1, 0), c, z.dtype) + 0.0 * z
+        return Draw(dist.from_classes(torch.cat((z, points.flatten(0, 1)))), dist, (noise,))
 
     def combine(
         self, draws: Sequence[Draw], values: Tensor, point_gradients: Tensor | None = None

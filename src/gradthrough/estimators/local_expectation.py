@@ -90,7 +90,7 @@ class LocalExpectation(AbstractEstimator):
         here = torch.eye(m, dtype=torch.bool, device=z.device).unsqueeze(-2)  # (m, 1, m)
         changed = torch.where(here, other.unsqueeze(-1), code[..., None, None, :])
         changed = changed.movedim((-3, -2), (0, 1)).flatten(0, 2)  # (m (C - 1) N, *batch, m)
-        points = one_hot(changed, c, z.dtype).reshape(-1, *z.shape[1:])
+        points = one_hot(changed, c, z.dtype).reshape(changed.shape[0], *z.shape[1:])
         points = points + 0.0 * p.to(z.dtype)  # an unsound row must not give a plausible point
         return Draw(dist.from_classes(torch.cat((z, points))), dist, (p, code))
 

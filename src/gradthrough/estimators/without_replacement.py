@@ -41,13 +41,13 @@ def _points(dist: Distribution, p: Tensor, codes: Tensor) -> Tensor:
     r"""Turn codes (\*batch, E, m) into points (E, \*batch, \*event[, C])."""
     z = one_hot(codes.movedim(-2, 0), dist.classes, dist.logits.dtype)
     z = z + (0.0 * p).to(z.dtype)  # an unsound row must not give a plausible point
-    return dist.from_classes(z.reshape(-1, *dist.row.class_logits().shape))
+    return dist.from_classes(z.reshape(codes.shape[-2], *dist.row.class_logits().shape))
 
 
 def _uniforms(dist: Distribution, noise: Tensor) -> Tensor:
     r"""Flatten the event of uniforms (N, \*batch, \*event) to (N, \*batch, m)."""
     lead = 1 + len(dist.row.batch_shape)
-    return noise.reshape(*noise.shape[:lead], -1)
+    return noise.reshape(*noise.shape[:lead], math.prod(noise.shape[lead:]))
 
 
 @dataclass(frozen=True)

@@ -65,4 +65,4 @@ def draw_excluding(p: Tensor, excluded: Tensor, counts: Tensor, u: Tensor) -> Te
         index = inverse_cdf(left, u[..., i]).clamp_max(law.shape[-1] - 1)
         agrees = agrees * (excluded[..., i] == index.unsqueeze(-1))
         out.append(index)
-    return torch.stack(out, -1)
+    return torch.stack(out, -1) if out else torch.zeros_like(u, dtype=torch.int64)

@@ -34,7 +34,7 @@ def tree(p: Tensor) -> Tree:
 
 
 def _halves(x: Tensor) -> Tensor:
-    return x.reshape(*x.shape[:-1], -1, 2)
+    return x.reshape(*x.shape[:-1], x.shape[-1] // 2, 2)
 
 
 def _left(t: Tree, level: int) -> Tensor:
