@@ -161,7 +161,7 @@ def test_rows_without_batch_dims(name, shape):
         x = normal(*lead, *shape, seed=8).requires_grad_()
         q, estimator, n, noise = case(name, x, event_dims=len(shape) - 1, at_least=2)
         value = gt.expect(
-            lambda z, dims=len(lead): z.square().sin().flatten(1 + dims).sum(-1),
+            lambda z: z.square().sin().flatten(-len(shape)).sum(-1),
             q, estimator, samples=n, noise=noise,
         )  # fmt: skip
         assert value.shape == lead

@@ -57,8 +57,7 @@ def test_masked_classes_are_never_drawn_and_get_no_gradient(name, dtype, ends):
     noise = grid_of_uniforms(noise.shape) if ends else noise
     drawn = estimator.draw(q.expand(n), noise).points.detach()
     assert drawn.isfinite().all()
-    if estimator.traits.noise != "none":  # which asks for all points, and weighs
-        assert bool((drawn[:, masked] == 0).all())
+    assert bool((drawn[:, masked] == 0).all())
     slope = normal(5, seed=13).to(dtype)
     value = gt.expect(lambda z: (z * slope).sum(-1) ** 2, q, estimator, samples=n, noise=noise)
     assert value.isfinite().all()

@@ -7,15 +7,22 @@ import pytest
 import torch
 
 import gradthrough as gt
+from gradthrough.estimators.base import AbstractScore
 from problems import (
+    ANY,
     F64,
     PATHWISE,
+    UNBIASED,
     VARIANTS,
     cells,
+    draws,
+    family_of,
     grid,
     normal,
     plain,
+    points_of,
     probabilities,
+    problem,
     samples_for,
     select,
     uniform,
@@ -171,6 +178,7 @@ SIMPLE = select(
     lambda e: (
         not e.traits.pathwise
         and e.traits.many_draws
+        and e.evaluations(ANY, 2) == 2
         and not getattr(e, "antithetic", False)
         and getattr(e, "proposal", None) is None
         and not callable(getattr(e, "baseline", None))
@@ -272,9 +280,17 @@ def drawn(estimator):
     return int(estimator.traits.noise != "none")
 
 
-EXACT = select(lambda e: e.traits.unbiased and getattr(e, "proposal", None) is None)
-EXACT = [name for name in EXACT if name != "reinforce critic"]
-PAIRS = [(a, b) for a in (*EXACT, "reinmax") for b in (*EXACT, "reinmax")]
+# Those that draw every sample by a uniform of its own, whatever the law of each row is.
+SEPARATE = select(
+    lambda e: (
+        e.traits.unbiased
+        and "categorical" in e.traits.families
+        and (isinstance(e, AbstractScore) or not drawn(e))
+        and getattr(e, "proposal", None) is None
+        and not callable(getattr(e, "baseline", None))
+    )
+)
+PAIRS = [(a, b) for a in (*SEPARATE, "reinmax") for b in (*SEPARATE, "reinmax")]
 
 
 @pytest.mark.parametrize(("outer", "inner"), PAIRS)
@@ -283,8 +299,10 @@ def test_nested_pairs_are_exact(outer, inner):
     theta = normal(C, seed=33).requires_grad_()
     out, inn = VARIANTS[outer](None), VARIANTS[inner](None)
     n, k = samples_for(out), samples_for(inn)
-    first = cells(theta.detach().softmax(-1), mirrored=getattr(out, "antithetic", False))
-    second = cells(MIXTURE, mirrored=getattr(inn, "antithetic", False))
+    law = theta.detach().softmax(-1)
+    first = cells(law, mirrored=getattr(out, "antithetic", False))
+    laws = torch.cat((MIXTURE, (law @ MIXTURE)[None]))  # after each class, and after their mean
+    second = cells(laws, mirrored=getattr(inn, "antithetic", False))
     points = out.evaluations(gt.Categorical(torch.zeros(C)), n)
     slots = out.noise_shape(gt.Categorical(torch.zeros(n, C)))[0] * drawn(out)
     inner_slots = (
@@ -308,3 +326,59 @@ def test_nested_pairs_are_exact(outer, inner):
     want = (pi[:, None] * MIXTURE * table).sum()
     close((value * weight).sum(), want, 1e-12)
     same((value * weight).sum(), gradients(want, (theta,)), (theta,), 1e-12)
+
+
+def interplay(z1, z2):
+    """Cubic in two points (..., D): entries of one alone, and of both together."""
+    x = torch.cat((z1.expand(*z2.shape[:-1], z1.shape[-1]), z2), -1)
+    d = x.shape[-1]
+    return ((x @ normal(d, d, seed=34)) * x).sum(-1) + (x @ normal(d, seed=35)) ** 3
+
+
+def entries(p, z):
+    """The entries of a point, (..., D)."""
+    return z.flatten(-2) if p.family == "categorical" else z
+
+
+def noise_and_law(name, p):
+    """Samples, all noise of a problem's one row (N, M, ...), and its probabilities (M,)."""
+    one = VARIANTS[name](p.dist(p.logits))
+    n = samples_for(one)
+    return n, *draws(one, p.dist(p.logits), n)
+
+
+PROPOSED = select(lambda e: getattr(e, "proposal", None) is not None)
+EXACT = [name for name in UNBIASED if name not in PROPOSED]
+SLOPED = select(lambda e: e.traits.needs_point_gradients and e.traits.needs_relaxed_points)
+MIXED = [(a, "rloo") for a in EXACT] + [("rloo", b) for b in EXACT]
+FEW = [name for name in SLOPED if VARIANTS[name](ANY).traits.noise == "variable"]  # few draws
+MIXED += [(a, b) for a in SLOPED for b in SLOPED if a in FEW or b in FEW]
+
+
+@pytest.mark.parametrize(("outer", "inner"), MIXED)
+def test_nested_pairs_are_exact_for_noise_in_common(outer, inner):
+    """Every outer draw with every inner draw, which all points of one outer draw share."""
+    p = problem(family_of(outer), variables=1, classes=2, seed=40)
+    r = problem(family_of(inner), variables=1, classes=2, seed=50)
+    theta, phi = (x.logits.clone().requires_grad_() for x in (p, r))
+    (n, u1, w1), (k, u2, w2) = noise_and_law(outer, p), noise_and_law(inner, r)
+    rows = (len(w1), len(w2))
+    if u1 is not None:
+        u1 = u1.unsqueeze(2).expand(-1, *rows, *u1.shape[2:])
+
+    def nested(z1):
+        q = r.dist(phi.expand(len(z1), *rows, *phi.shape))
+        u = u2 if u2 is None else u2[:, None, None].expand(-1, len(z1), *rows, *u2.shape[2:])
+        f = lambda z2: interplay(entries(p, z1), entries(r, z2))  # noqa: E731
+        return gt.expect(f, q, VARIANTS[inner](q), samples=k, noise=u)
+
+    q = p.dist(theta.expand(*rows, *theta.shape))
+    value = gt.expect(nested, q, VARIANTS[outer](q), samples=n, noise=u1)
+    got = (w1[:, None] * w2 * value).sum()
+    corners = [points_of(x.family, torch.arange(2)[:, None], 2) for x in (p, r)]
+    first, second = (entries(x, z) for x, z in zip((p, r), corners, strict=True))
+    table = interplay(first[:, None], second.expand(2, *second.shape))
+    pi, rho = probabilities(p.family, theta)[0], probabilities(r.family, phi)[0]
+    want = (pi[:, None] * rho * table).sum()
+    close(got, want, 1e-12)
+    same(got, gradients(want, (theta, phi)), (theta, phi), 1e-12)

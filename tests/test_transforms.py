@@ -19,6 +19,7 @@ from problems import (
     VARIANTS,
     exact,
     expectation,
+    family_of,
     mean,
     noise_for_rows,
     normal,
@@ -121,16 +122,18 @@ def test_enumerate_is_exact_to_second_order(family):
 
 
 def score_loss(name, p):
+    """The estimate as a function of the logits, on fixed noise, for an f as rough as it may be."""
     dist = p.dist(p.logits[None])
     estimator = VARIANTS[name](dist)
     n = samples_for(estimator, 2)
     noise = uniform(*estimator.noise_shape(dist.expand(n)))
-    return lambda x: gt.expect(p.lookup, p.dist(x[None]), estimator, samples=n, noise=noise).sum()
+    f = p.cubic if estimator.traits.needs_point_gradients else p.lookup
+    return lambda x: gt.expect(f, p.dist(x[None]), estimator, samples=n, noise=noise).sum()
 
 
 @every(SCORE)
 def test_forward_mode_of_a_score_function_is_its_gradient(name):
-    p = problem()
+    p = problem(family_of(name))
     loss = score_loss(name, p)
     along = normal(*p.logits.shape, seed=44)
     value, tangent = jvp(loss, (p.logits,), (along,))
@@ -140,7 +143,7 @@ def test_forward_mode_of_a_score_function_is_its_gradient(name):
 
 @every(SCORE)
 def test_a_second_derivative_of_a_score_function_is_refused(name):
-    p = problem()
+    p = problem(family_of(name))
     loss = score_loss(name, p)
     x = p.logits.clone().requires_grad_()
     (first,) = torch.autograd.grad(loss(x), x, create_graph=True)
@@ -156,17 +159,18 @@ NESTED = {
 }
 
 
+@every(SCORE)
 @pytest.mark.parametrize("transform", NESTED)
-def test_a_second_derivative_of_a_score_function_is_refused_in_every_mode(transform):
-    p = problem()
+def test_a_second_derivative_of_a_score_function_is_refused_in_every_mode(name, transform):
+    p = problem(family_of(name))
     with pytest.raises(gt.UnsupportedError, match="second derivative"):
-        NESTED[transform](score_loss("rloo", p))(p.logits)
+        NESTED[transform](score_loss(name, p))(p.logits)
 
 
 @every(VARIANTS)
 def test_vmap_of_grad_is_a_loop(name):
-    p = problem()
-    logits = normal(5, 2, 3, seed=45)
+    p = problem(family_of(name))
+    logits = normal(5, *p.logits.shape, seed=45)
     estimator = VARIANTS[name](p.dist(logits[0]))
     n = samples_for(estimator, 2)
     shape = estimator.noise_shape(p.dist(logits[0]).expand(n))
@@ -241,8 +245,8 @@ def test_checkpointing_with_given_noise_recomputes_the_same_sample(name, reentra
 
 @every(VARIANTS)
 def test_autocast_changes_nothing(name):
-    p = problem()
-    x = normal(6, 2, 3, seed=51, dtype=torch.float32).requires_grad_()
+    p = problem(family_of(name))
+    x = normal(6, *p.logits.shape, seed=51, dtype=torch.float32).requires_grad_()
     dist = p.dist(x)
     estimator = VARIANTS[name](dist)
     n = samples_for(estimator)
@@ -263,8 +267,8 @@ def test_autocast_changes_nothing(name):
 
 @every(VARIANTS)
 def test_without_grad_mode_there_is_a_value_and_no_graph(name):
-    p = problem()
-    dist = p.dist(normal(6, 2, 3).requires_grad_())
+    p = problem(family_of(name))
+    dist = p.dist(normal(6, *p.logits.shape).requires_grad_())
     estimator = VARIANTS[name](dist)
     for context in (torch.no_grad, torch.inference_mode):
         with context():
