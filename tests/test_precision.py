@@ -10,12 +10,28 @@ import torch
 import gradthrough as gt
 from gradthrough import _random
 from gradthrough._random import CounterExponentials, antithetic, exponentials
-from problems import F64, VARIANTS, normal, plain, select, uniform
+from gradthrough.estimators.base import AbstractScore
+from problems import (
+    ANY,
+    F64,
+    UNBIASED,
+    VARIANTS,
+    case,
+    exact,
+    mean,
+    normal,
+    plain,
+    problem,
+    select,
+    served,
+    uniform,
+)
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 LAST = 1.0 - 2.0**-53
 BY_CDF = select(lambda e: e.traits.pathwise and e.traits.noise.startswith("variable"))
-RACES = select(lambda e: e.traits.noise == "class" and not e.traits.relaxed)
+RACES = select(lambda e: e.traits.noise in ("class", "class2") and not e.traits.relaxed)
+ONE_BY_ONE = select(lambda e: isinstance(e, AbstractScore) and e.traits.noise == "variable")
 
 
 def exact_law(logits):
@@ -97,10 +113,40 @@ def test_every_kernel_with_one_uniform_draws_alike(name, dtype):
     assert int(((z.argmax(-1) != want) & ~near).sum()) == 0
 
 
-@pytest.mark.parametrize("name", RACES)
+@pytest.mark.parametrize("name", ONE_BY_ONE)
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("classes", [2, 1000])
-def test_a_race_of_exponentials_is_won_where_it_should_be(name, dtype, classes):
+def test_every_score_function_with_one_uniform_draws_alike(name, dtype):
+    """Of all points asked for, the first N follow their uniforms; those of a proposal are its."""
+    q, estimator, n, noise = case(name, (2 * normal(300, 7, seed=63)).to(dtype), at_least=2)
+    drawn = estimator.draw(q.expand(n), noise).points[:n].detach()
+    source = getattr(estimator, "proposal", None) or q
+    pairs = getattr(estimator, "antithetic", False)
+    u = torch.cat((noise, antithetic(noise))) if pairs else noise
+    assert torch.equal(drawn, source.expand(n).sample(noise=u))
+
+
+def runner(name, logits):
+    """The draw of an estimator whose noise is a race between classes, as a function of it."""
+    q = gt.Categorical(logits)
+    estimator = VARIANTS[name](q)
+    twice = estimator.traits.noise == "class2"
+
+    def draw(u):
+        noise = torch.stack((u, torch.full_like(u, 0.5)), -1) if twice else u
+        return estimator.draw(q.expand(1), noise[None]).points[0].detach()
+
+    return draw
+
+
+def affordable(name, classes):
+    return VARIANTS[name](ANY).evaluations(gt.Categorical(torch.zeros(classes)), 1) < 1000
+
+
+@pytest.mark.parametrize(
+    ("name", "classes"), [(n, c) for n in RACES for c in (2, 1000) if affordable(n, c)]
+)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_race_of_exponentials_is_won_where_it_should_be(name, classes, dtype):
     """Class i wins as soon as E_i < pi_i min_j E_j / pi_j, also a class of probability 1e-9."""
     logits = normal(12, classes, seed=65)
     logits[:6, 0] = logits[:6, 1:].logsumexp(-1) - 20.7
@@ -109,10 +155,10 @@ def test_a_race_of_exponentials_is_won_where_it_should_be(name, dtype, classes):
     rate = exact_law(logits) / exact_law(logits)[:, :1]
     others = -torch.log1p(-noise[:, 1:]) / rate[:, 1:]
     want = -torch.expm1(-others.amin(-1))
-    draw = plain(VARIANTS[name](gt.Categorical(logits)))
+    draw = runner(name, logits)
 
     def lost(u):
-        return draw(logits, noise=torch.cat((u.unsqueeze(-1), noise[:, 1:]), -1))[:, 0] == 0
+        return draw(torch.cat((u.unsqueeze(-1), noise[:, 1:]), -1))[:, 0] == 0
 
     low, high = want * 0.5, want * 1.5
     for _ in range(40):
@@ -134,7 +180,7 @@ def test_the_ends_of_the_uniforms_draw_possible_classes(dtype, u):
     possible = logits.to(F64 if dtype == F64 else torch.float32).softmax(-1) > 0
     assert bool(possible[drawn.bool()].all())
     for name in RACES:
-        z = plain(VARIANTS[name](gt.Categorical(logits)))(logits, noise=noise[:, None].expand(4, 4))
+        z = runner(name, logits)(noise[:, None].expand(4, 4))
         assert bool((z.sum(-1) == 1).all())
         assert bool((logits > -inf)[z.bool()].all())
 
@@ -173,6 +219,23 @@ def test_log_probabilities_of_many_variables_round_once():
     z = q.sample(noise=uniform(2, 500))
     want = (logits.double().log_softmax(-1) * z.double()).sum((-1, -2))
     torch.testing.assert_close(q.log_prob(z).double(), want, rtol=2.0**-8, atol=0.0)
+
+
+# The cells of a pair of noises are those of a quadrature, which rare classes defeat.
+FINITE = [name for name in UNBIASED if VARIANTS[name](ANY).traits.noise != "class2"]
+
+
+@served(FINITE)
+@pytest.mark.parametrize("rare", [0, 1, 2])
+def test_the_gradient_of_a_class_of_probability_1e_minus_9_is_exact(name, family, rare):
+    p = problem(family, variables=1, classes=3)
+    logits = p.logits.clone()
+    logits.view(-1)[rare % logits.numel()] = -20.5
+    p = p._replace(logits=logits)
+    want = exact(p, p.cubic)[1]
+    got = mean(name, p, p.cubic, samples=2)
+    torch.testing.assert_close(got.gradient, want, rtol=1e-5, atol=1e-15)
+    assert float(want.abs().min()) < 1e-7
 
 
 # --- the counter of Gumbel-Rao
