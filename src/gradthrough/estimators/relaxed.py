@@ -132,7 +132,11 @@ class _AbstractRelaxed(AbstractEstimator):
         if control is None:
             return None
         points = dist.from_classes(torch.cat((relaxed.free, relaxed.tied)))
+        fixed = not points.requires_grad and not in_transform()
+        points = points.requires_grad_() if fixed else points
         c, slope = value_and_slope(control, points, graph=True)
+        if fixed and slope is not None and not _has_other_leaf(c, points):
+            c, slope = c.detach(), slope.detach()  # there is nothing to tune
         want = (2 * n, *dist.batch_shape[1:])
         if tuple(c.shape) != want:
             raise ShapeError(
@@ -175,6 +179,20 @@ class _AbstractRelaxed(AbstractEstimator):
         along = along - p * along.sum(-1, keepdim=True)  # from log pi to the logits
         out = signal * score + _jacobian(free, g_free) / tau - along
         return dist.from_classes(out.mean(0))
+
+
+def _has_other_leaf(x: Tensor, leaf: Tensor) -> bool:
+    """Return whether the graph of x leads to another tensor that is to be trained."""
+    seen: set[object] = set()
+    todo = [x.grad_fn]
+    while todo:
+        node = todo.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            if getattr(node, "variable", leaf) is not leaf:
+                return True
+            todo += [parent for parent, _ in node.next_functions]
+    return False
 
 
 def _softmax(x: Tensor, tau: Tensor) -> Tensor:
