@@ -16,12 +16,16 @@ _SECOND = (
 
 
 class _Once(Function):
-    """Pass a gradient on; refuse to be differentiated itself."""
+    """Pass a gradient on; refuse to be differentiated itself.
+
+    It hangs on x, and on the value, whose graph leads to the parameters of f: the gradient in x
+    depends on both.
+    """
 
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(grad: Tensor, x: Tensor) -> Tensor:
+    def forward(grad: Tensor, x: Tensor, value: Tensor) -> Tensor:
         return grad.clone()
 
     @staticmethod
@@ -48,19 +52,19 @@ class _Attach(Function):
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
         value, x, grad = inputs
         ctx.lead = value.ndim
-        ctx.save_for_backward(x, grad)
-        ctx.save_for_forward(x, grad)
+        ctx.save_for_backward(x, grad, value)
+        ctx.save_for_forward(x, grad, value)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
-        x, grad = ctx.saved_tensors
+        x, grad, value = ctx.saved_tensors
         (g,) = grads
         g_x: Any = None
         if ctx.needs_input_grad[1]:
             scaled = g.reshape(g.shape + (1,) * (x.ndim - ctx.lead)).to(grad.dtype) * grad
             g_x = scaled.to(x.dtype)
             if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-                g_x = cast(Tensor, _Once.apply(g_x, x))
+                g_x = cast(Tensor, _Once.apply(g_x, x, value))
         return g, g_x, None
 
 
@@ -69,9 +73,9 @@ class _AttachBothModes(_Attach):
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Any:
-        x, grad = ctx.saved_tensors
+        x, grad, value = ctx.saved_tensors
         t_value, t_x, _ = tangents
-        once = cast(Tensor, _Once.apply(grad, x))
+        once = cast(Tensor, _Once.apply(grad, x, value))
         out = (t_x * once).sum(tuple(range(ctx.lead, x.ndim)))
         return out if t_value is None else t_value + out.to(t_value.dtype)
 

@@ -43,7 +43,7 @@ def vimco(
         noise: float64 uniforms (N, \*batch, \*event) in [0, 1) instead.
 
     Returns:
-        The bound, (\*batch,).
+        The bound, (\*batch,); -inf, without a gradient, where every l of a row is -inf.
 
     Raises:
         DomainError: fewer than 2 samples, unsound logits.
@@ -65,7 +65,10 @@ def vimco(
     draw, log_weights = _values("vimco", log_weights_fn, dist, samples, generator, noise)
     q = draw.dist
     signal = learning_signal(log_weights)
-    bound = log_weights.logsumexp(0) - math.log(samples)
+    # A row whose samples are all impossible has the bound -inf, and nothing to learn from.
+    dead = (signal == -torch.inf).all(0)
+    sound = torch.where(dead, 0.0, log_weights)
+    bound = torch.where(dead, -torch.inf, sound.logsumexp(0) - math.log(samples))
     own = torch.eye(samples, dtype=torch.bool, device=signal.device)
     own = own.reshape(samples, samples, *(1,) * (signal.ndim - 1))
     # Row k holds the others, with what stands in for l_k. By masking: subtracting cancels.
@@ -75,7 +78,9 @@ def vimco(
     else:
         mean = others.logsumexp(1) - math.log(samples - 1)
     without = torch.where(own, mean.unsqueeze(1), others).logsumexp(1) - math.log(samples)
-    advantage = signal.logsumexp(0) - math.log(samples) - without
+    # Where all others are impossible they tell nothing: 0 is a baseline as good as any.
+    advantage = bound.detach() - torch.where(without == -torch.inf, 0.0, without)
+    advantage = torch.where(dead, 0.0, advantage).to(signal.dtype)
     weight = advantage.reshape(*advantage.shape, *(1,) * (q.logits.ndim - advantage.ndim))
     sent = attach(torch.zeros_like(log_weights), q.logits, weight * q.score(draw.points))
     return bound + sent.sum(0)

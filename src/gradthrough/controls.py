@@ -95,6 +95,7 @@ class Critic(nn.Module):
         if isinstance(x, Distribution):
             # A masked class is -inf, which no network takes.
             x = x.logits.flatten(len(x.batch_shape)).clamp(-30.0, 30.0)
+        x = x.detach()  # the loss that trains the critic is not to train what made its input
         if x.shape[-1] != self.features:
             raise ShapeError(f"this critic takes {self.features} features, but {x.shape[-1]} came.")
         weight: Tensor = next(self.net.parameters())

@@ -13,6 +13,7 @@ from ._types import Objective
 from .distributions.base import Distribution, check_noise
 from .distributions.convert import as_distribution
 from .estimators.base import AbstractEstimator, Draw, Estimate, check_count
+from .kernels.dispatch import check_content, check_uniforms
 
 
 def expect(
@@ -30,7 +31,10 @@ def expect(
     the estimator's gradient to the logits, and the gradient of that value to whatever f uses.
 
     Args:
-        f: takes points (N, \*batch, \*event[, C]), returns values (N, \*batch).
+        f: takes points (N, \*batch, \*event[, C]), returns values (N, \*batch). Each value must
+            depend on its own point alone: if rows of the batch act on one another (batch
+            normalisation, negatives from the batch), they belong into one row's event, with
+            event_dims. Some estimators ask for more points than N. f leaves its points unchanged.
         dist: Distribution, logits (\*batch, C), or one of torch.distributions.
         estimator: any of ``ESTIMATORS``.
         samples: N, how many samples for each row, >= 1.
@@ -129,6 +133,7 @@ def ask(
         u = estimator.noise(rows, generator=generator)
     else:
         u = check_noise(noise, estimator.noise_shape(rows), rows.logits, generator)
+        check_content(u, check_uniforms)
     return estimator.draw(rows, u)
 
 
@@ -151,7 +156,13 @@ def evaluate(f: object, draw: Draw, name: str) -> tuple[tuple[Draw], Tensor, Ten
         return values  # pyright: ignore[reportReturnType]
 
     if draw.gradients == "none" or not torch.is_grad_enabled():
-        return (draw,), checked(points), None
+        if in_transform():  # where nobody counts versions
+            untouched = points if points.requires_grad else points.clone()
+            return (draw,), checked(untouched), None
+        version = version_of(points)
+        values = checked(points)
+        check_untouched(points, version)
+        return (draw,), values, None
     graph = draw.gradients == "graph" and not in_transform()
     if graph:
         points = points.detach().requires_grad_()
@@ -165,6 +176,20 @@ def evaluate(f: object, draw: Draw, name: str) -> tuple[tuple[Draw], Tensor, Ten
             "gradthrough.RLOO()."
         )
     return (draw,), values, slope
+
+
+def version_of(points: Tensor) -> int:
+    """Return how often points were changed in place; in inference mode nobody counts."""
+    return 0 if points.is_inference() else points._version
+
+
+def check_untouched(points: Tensor, version: int) -> None:
+    """Refuse an f that changed its points: the score is taken there afterwards."""
+    if version_of(points) != version and not points.requires_grad:
+        raise UnsupportedError(
+            "f changed its points in place, and the estimator needs them as they were. Write "
+            "z = 2 * z instead of z *= 2, or start f with z = z.clone()."
+        )
 
 
 def check_values(

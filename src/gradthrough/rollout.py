@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from ._errors import ConfigError, ShapeError, UnsupportedError
+from ._slope import in_transform
 from ._types import Objective
 from .distributions.convert import as_distribution
 from .estimators.base import AbstractEstimator, AbstractPathwise, Draw, Estimate
-from .expect import admit, ask, check_values, estimate
+from .expect import admit, ask, check_untouched, check_values, estimate, version_of
 
 
 class Rollout:
@@ -56,7 +57,9 @@ class Rollout:
         self._samples = samples
         self._generator = generator
         self._draws: list[Draw] = []
+        self._versions: list[int] = []
         self.on_values: Callable[[Tensor], None] = lambda values: None
+        self.on_estimate: Callable[[Estimate], None] = lambda estimate: None
 
     def expand(self, x: Tensor) -> Tensor:
         r"""Return data (\*batch, ...) as (N, \*batch, ...), without a copy."""
@@ -87,11 +90,12 @@ class Rollout:
                 "a rollout has no rows for. Nest expect inside f instead, one for each latent."
             )
         self._draws.append(draw)
+        self._versions.append(version_of(draw.points))
         return draw.points
 
     def reset(self) -> None:
         """Forget what was sampled since the last `combine`: after a pass without a loss."""
-        self._draws = []
+        self._draws, self._versions = [], []
 
     def combine(self, values: Tensor) -> Tensor:
         r"""Turn values (N, \*batch) into the estimate (\*batch,)."""
@@ -105,8 +109,14 @@ class Rollout:
         want, device = tuple(first.dist.batch_shape), first.points.device
         check_values(values, want, type(self._estimator).__name__, device)
         self.on_values(values)
-        draws, self._draws = tuple(self._draws), []  # the next loss starts afresh
-        return self._estimator.combine(draws, values)
+        draws, versions = tuple(self._draws), tuple(self._versions)
+        self.reset()  # the next loss starts afresh
+        if not in_transform():
+            for one, version in zip(draws, versions, strict=True):
+                check_untouched(one.points, version)
+        out = self._estimator.combine(draws, values)
+        self.on_estimate(out)
+        return out
 
 
 class Bound:
@@ -146,8 +156,7 @@ class Bound:
             return f(points)
 
         out = estimate(counted, q, self.estimator, samples=self.samples, generator=self.generator)
-        if out.tuning_loss is not None:
-            self.tuning_losses.append(out.tuning_loss)
+        self._keep(out)
         return out.value
 
     def sample(self, logits: Tensor) -> Tensor:
@@ -164,7 +173,17 @@ class Bound:
         """Return a Rollout of the bound estimator."""
         rollout = Rollout(self.estimator, samples=self.samples, generator=self.generator)
         rollout.on_values = self._count
+        rollout.on_estimate = self._keep
         return rollout
+
+    def take_tuning_loss(self) -> Tensor | None:
+        """Return the sum of the tuning losses since the last call, None if there is none."""
+        losses, self.tuning_losses = self.tuning_losses, []
+        return torch.stack(losses).sum() if losses else None
+
+    def _keep(self, out: Estimate) -> None:
+        if out.tuning_loss is not None:
+            self.tuning_losses.append(out.tuning_loss)
 
     def _count(self, values: Tensor) -> None:
         self.evaluations += values.numel()

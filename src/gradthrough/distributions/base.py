@@ -101,6 +101,11 @@ class Distribution(abc.ABC):
         return out
 
     @property
+    def expanded(self) -> bool:
+        """Whether the first dim is known to hold equal rows: see `expand`."""
+        return self._row is not None
+
+    @property
     def row(self) -> Self:
         """The law that was expanded: all entries of the first dim are equal to it."""
         return self.with_logits(self.logits[0]) if self._row is None else self._row  # pyright: ignore[reportReturnType]

@@ -27,8 +27,8 @@ class ARMS(AbstractEstimator):
     r"""ARMS, antithetic REINFORCE for many samples: n coupled draws. Unbiased for every f.
 
     The n samples of each variable come from a Dirichlet copula: each is Bernoulli(p), and two of
-    them are both 1 with a probability rho that is as low as n exchangeable samples allow. The
-    gradient in the Bernoulli logits is
+    them are both 1 with a probability rho below p^2: 0 where p is at most 2^-(n-1). The gradient
+    in the Bernoulli logits is
     ``1/(n-1) sum_i (f_i - mean f) (b_i - p) . p (1 - p) / (p - rho)``. With n = 2 this is DisARM.
 
     Raises:

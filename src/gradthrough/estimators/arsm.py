@@ -7,13 +7,23 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from .._errors import UnsupportedError
 from .._random import exponentials, gumbels
 from .._types import compute_dtype
 from ..distributions.base import Distribution
 from ..kernels.dispatch import launch
 from ..kernels.eager import GumbelSoftmax as Kernel
 from ..kernels.softmax import centre, one_hot
-from .base import DISCRETE, AbstractEstimator, Draw, Estimate, Traits, learning_signal, send
+from .base import (
+    DISCRETE,
+    AbstractEstimator,
+    Draw,
+    Estimate,
+    Traits,
+    check_count,
+    learning_signal,
+    send,
+)
 
 
 @dataclass(frozen=True)
@@ -24,7 +34,14 @@ class ARSM(AbstractEstimator):
     at the point made from w with entries c and j swapped, in all variables of a row at once, and
     C the number of classes that are not masked. Then component c of the gradient is
     ``sum_j (f^{cj} - 1/C sum_m f^{mj}) (1/C - w_j)``. f is evaluated C(C-1)/2 + 1 times for each
-    sample. With two classes this is ARM.
+    sample: with one variable a row, `Enumerate` is exact and costs less. With two classes this is
+    ARM.
+
+    Args:
+        limit: the largest number of evaluations for each row that is accepted, >= 1.
+
+    Raises:
+        UnsupportedError: more evaluations than `limit`.
 
     Example:
         >>> import torch, gradthrough as gt
@@ -38,6 +55,8 @@ class ARSM(AbstractEstimator):
         Yin, Yue, Zhou, ICML 2019, arXiv:1905.01413.
     """
 
+    limit: int = 10_000
+
     traits: ClassVar[Traits] = Traits(
         unbiased=True,
         families=DISCRETE,
@@ -46,20 +65,31 @@ class ARSM(AbstractEstimator):
         noise="class",
     )
 
+    def __post_init__(self) -> None:
+        check_count("limit", self.limit, 1)
+
     def evaluations(self, dist: Distribution, samples: int) -> int:
         """Return how often f is evaluated: once for each sample and each swap."""
         return samples * (1 + dist.classes * (dist.classes - 1) // 2)
 
     def draw(self, dist: Distribution, noise: Tensor) -> Draw:
         """Draw the samples, then the points of every swap."""
+        wanted = self.evaluations(dist.row, noise.shape[0])
+        if wanted > self.limit:
+            raise UnsupportedError(
+                f"ARSM would evaluate f at {wanted:,} points for each row ({dist.classes} "
+                f"classes); its limit is {self.limit:,}. Raise limit=, or use an unbiased "
+                "estimator that needs fewer: gradthrough.RLOO()."
+            )
         logits = dist.class_logits().detach()
         z, _ = launch(Kernel(1.0), logits, noise)
         x = centre(logits.to(compute_dtype(logits.dtype)))
         g = gumbels(noise, x.dtype)
         c = dist.classes
         swaps = _swaps(c, z.device)  # (M, C)
-        perturbed = x.unsqueeze(-2) + g[..., swaps]
-        swapped = perturbed.argmax(-1)  # (N, *batch, *event, M)
+        permuted: Tensor = g.index_select(-1, swaps.flatten()).reshape(*g.shape[:-1], *swaps.shape)
+        perturbed = x.unsqueeze(-2) + permuted
+        swapped = torch.argmax(perturbed, -1)  # (N, *batch, *event, M)
         # An argmax of NaN is a class; an unsound row must stay NaN, as the sample is.
         points = one_hot(swapped.movedim(-1, 0), c, z.dtype) + 0.0 * z
         return Draw(dist.from_classes(torch.cat((z, points.flatten(0, 1)))), dist, (noise,))
@@ -72,7 +102,7 @@ class ARSM(AbstractEstimator):
         (noise,) = one.aux
         dist, n, c = one.dist, noise.shape[0], one.dist.classes
         numbers = learning_signal(values)
-        drawn, swapped = numbers[:n], numbers[n:].unflatten(0, (-1, n))
+        drawn, swapped = numbers[:n], numbers[n:].reshape(-1, n, *numbers.shape[1:])
         # Every pair of classes looks its value up; a class swapped with itself is the sample.
         table = torch.cat((drawn.unsqueeze(0), swapped))[_pairs(c, values.device)]
         table = table.movedim((0, 1), (-2, -1))  # (N, *batch, C, C)

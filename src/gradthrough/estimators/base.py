@@ -8,6 +8,7 @@ import math
 import numbers
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar, Literal, NamedTuple, Self
 
 import torch
@@ -19,7 +20,7 @@ from .._errors import DomainError, ShapeError, UnsupportedError
 from .._random import noise_shape, uniforms
 from .._types import FLOATS, Backend, Gradients, NoiseKind, compute_dtype
 from ..distributions.base import Distribution, check_noise
-from ..kernels.dispatch import draw, launch
+from ..kernels.dispatch import check_content, draw, launch
 from ..kernels.eager import AbstractKernel
 
 Exactness = Literal["none", "affine", "quadratic", "all"]
@@ -136,7 +137,7 @@ class AbstractPathwise(AbstractEstimator):
         self, draws: Sequence[Draw], values: Tensor, point_gradients: Tensor | None = None
     ) -> Estimate:
         """Average; the graph of the values is the estimator."""
-        if not all(_may_depend(values, d.points) for d in draws):
+        if not _may_depend(values, [d.points for d in draws]):
             raise UnsupportedError(
                 f"{type(self).__name__} differentiates f at the sample, but the values of f do "
                 "not depend differentiably on it (an argmax, an index, a detach or a comparison "
@@ -147,22 +148,22 @@ class AbstractPathwise(AbstractEstimator):
         return Estimate(values.mean(0))
 
 
-def _may_depend(values: Tensor, points: Tensor) -> bool:
-    """Return False where the graph of the values is known not to lead to the points."""
+def _may_depend(values: Tensor, points: Sequence[Tensor]) -> bool:
+    """Return False where the graph of the values is known not to lead to some of the points."""
     if torch.compiler.is_compiling() or not torch.is_grad_enabled():
         return True
-    if points.grad_fn is None:
-        return _has_tangent(values) or not _has_tangent(points)
+    if any(_has_tangent(x) for x in points if x.grad_fn is None) and not _has_tangent(values):
+        return False
+    wanted: set[object] = {x.grad_fn for x in points if x.grad_fn is not None}
     seen: set[object] = set()
     todo = [values.grad_fn]
-    while todo:
+    while todo and wanted:
         node = todo.pop()
-        if node is points.grad_fn:
-            return True
         if node is not None and node not in seen:
             seen.add(node)
+            wanted.discard(node)
             todo += [parent for parent, _ in node.next_functions]
-    return False
+    return not wanted
 
 
 def _has_tangent(x: Tensor) -> bool:
@@ -189,12 +190,20 @@ class AbstractScore(AbstractEstimator):
 
     def draw(self, dist: Distribution, noise: Tensor) -> Draw:
         """Draw samples without a graph."""
-        z, _ = draw(dist.class_logits(), noise)
+        logits = dist.class_logits()
+        if dist.expanded:  # equal rows have one softmax and one cdf
+            logits = dist.row.class_logits().unsqueeze(0)
+        z, _ = draw(logits, noise)
         return Draw(dist.from_classes(z), dist)
 
 
 def send_score(draws: Sequence[Draw], values: Tensor, signal: Tensor) -> Tensor:
-    """Attach ``signal * score`` to the logits of every draw, one row for each value."""
+    """Average the values, with the mean of ``signal * score`` as gradient in all logits."""
+    if len(draws) == 1 and draws[0].dist.expanded and draws[0].points.shape[0] == len(values):
+        (one,) = draws
+        score = one.dist.row.score(one.points)
+        gradient = (spread(signal, score.ndim - signal.ndim) * score).mean(0)
+        return attach(values.mean(0), one.dist.row.logits, gradient)
     for one in draws:
         logits = one.dist.logits
         if tuple(one.dist.batch_shape) != tuple(values.shape):
@@ -205,7 +214,7 @@ def send_score(draws: Sequence[Draw], values: Tensor, signal: Tensor) -> Tensor:
             )
         weight = signal.reshape(signal.shape + (1,) * (logits.ndim - signal.ndim))
         values = attach(values, logits, weight * one.dist.score(one.points))
-    return values
+    return values.mean(0)
 
 
 def send(draw: Draw, value: Tensor, gradient: Tensor) -> Estimate:
@@ -254,6 +263,11 @@ def check_positive(name: str, value: object) -> float:
 Scalar = float | Tensor
 
 
+def _check_finite(name: str, value: Tensor) -> None:
+    if not bool(value.isfinite().all()):
+        raise DomainError(f"{name} must be finite, but is {value.detach().reshape(()).item()}.")
+
+
 def check_scalar(name: str, value: object, *, positive: bool = False) -> Scalar:
     """Return a finite number, or the tensor of one number, as it is: it may be learned."""
     if isinstance(value, Tensor):
@@ -262,6 +276,7 @@ def check_scalar(name: str, value: object, *, positive: bool = False) -> Scalar:
                 f"{name} must be a number or a floating-point tensor of one number, but a "
                 f"{value.dtype} tensor of shape {tuple(value.shape)} came."
             )
+        check_content(value, partial(_check_finite, name))
         return value
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise UnsupportedError(

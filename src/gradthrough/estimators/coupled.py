@@ -12,7 +12,7 @@ from .._random import antithetic
 from ..distributions.base import Distribution
 from ..kernels.dispatch import probabilities
 from ..kernels.sticks import Sticks, first_stop, points_at, sticks, unsort
-from ..kernels.tree import Walk, depth_for, to_classes, tree, walk
+from ..kernels.tree import Tree, Walk, depth_for, to_classes, tree, walk
 from .base import (
     DISCRETE,
     AbstractEstimator,
@@ -90,25 +90,25 @@ class Coupled(AbstractEstimator):
         s = sticks(p)
         if self.kind == "tree":
             # Leaves that only fill the tree up come first.
-            place = walk(tree(p), both).leaf - (2 ** depth_for(dist.classes) - dist.classes)
+            place = walk(tree(s), both).leaf - (2 ** depth_for(dist.classes) - dist.classes)
             place = place.clamp_min(0)  # in an unsound row alone
         else:
             place = first_stop(both < s.sigma)
         points = dist.from_classes(points_at(place, s, dist.logits.dtype))
-        return Draw(points, dist, (p, place, both))
+        return Draw(points, dist, (p, place, both, *s))
 
     def combine(
         self, draws: Sequence[Draw], values: Tensor, point_gradients: Tensor | None = None
     ) -> Estimate:
         """Send the difference of each pair, shared out over its decisions."""
         (one,) = draws
-        p, place, noise = one.aux
+        p, place, noise, *walked = one.aux
+        s = Sticks(*walked)
         f, f_tilde = learning_signal(values).chunk(2)
         half = spread(0.5 * (f - f_tilde), one.dist.event_dims + 1).to(torch.float64)
         if self.kind == "tree":
-            gradient = _tree_gradient(p, noise, half)
+            gradient = _tree_gradient(tree(s), noise, half) + 0.0 * p
         else:
-            s = sticks(p)
             z, z_tilde = (x.unsqueeze(-1) for x in place.chunk(2))
             each = _importance if self.kind == "iw" else _stick_breaking
             gradient = unsort(each(s, z, z_tilde, half).mean(0), s.order)
@@ -151,9 +151,8 @@ def _stick_breaking(s: Sticks, z: Tensor, z_tilde: Tensor, half: Tensor) -> Tens
     return torch.cat((sticks_, zero), -1) - s.p * before
 
 
-def _tree_gradient(p: Tensor, noise: Tensor, half: Tensor) -> Tensor:
+def _tree_gradient(t: Tree, noise: Tensor, half: Tensor) -> Tensor:
     """Return the gradient in the logits, averaged over the pairs, through the nodes' log-odds."""
-    t = tree(p)
     u, u_tilde = noise.chunk(2)
     z, z_tilde = walk(t, u), walk(t, u_tilde)
     half = half.squeeze(-1)
@@ -165,12 +164,12 @@ def _tree_gradient(p: Tensor, noise: Tensor, half: Tensor) -> Tensor:
         mine = half * torch.where(shared, together, _alone(z, level))
         other = -half * torch.where(shared, 0.0, _alone(z_tilde, level))
         zeros = torch.zeros(
-            *half.shape[:1], *t.levels[level].shape, dtype=torch.float64, device=p.device
+            *half.shape[:1], *t.levels[level].shape, dtype=torch.float64, device=half.device
         )
         at = zeros.scatter_add(-1, z.nodes[level].unsqueeze(-1), mine.unsqueeze(-1))
         at = at.scatter_add(-1, z_tilde.nodes[level].unsqueeze(-1), other.unsqueeze(-1))
         gradients.append(at.mean(0))
-    return to_classes(t, gradients) + 0.0 * p
+    return to_classes(t, gradients)
 
 
 def _alone(one: Walk, level: int) -> Tensor:

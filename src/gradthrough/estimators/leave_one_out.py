@@ -14,7 +14,7 @@ def _combine(draws: Sequence[Draw], values: Tensor) -> Estimate:
     n = values.shape[0]
     numbers = learning_signal(values)
     signal = (numbers - numbers.mean(0)) * (n / (n - 1))
-    return Estimate(send_score(draws, values, signal).mean(0))
+    return Estimate(send_score(draws, values, signal))
 
 
 @dataclass(frozen=True)

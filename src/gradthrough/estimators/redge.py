@@ -45,7 +45,9 @@ class ReDGE(AbstractPathwise):
     Args:
         steps: n, number of levels of noise with the clean one, >= 2; n - 1 softmaxes, whose graph
             is kept.
-        t1: sigma at the last step, in [1e-6, 1]: small, s is nearly hard, like a small temperature.
+        t1: sigma at the last step, in [1e-6, 1]: small, s is nearly hard, and
+            the variance grows as with a small temperature, sooner with `covariance` (from about
+            0.1 down). Far below that the chain has no gradient left.
         covariance: match mean and variance of the noise to the sample.
 
     Raises:

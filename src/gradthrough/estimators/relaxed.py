@@ -209,19 +209,21 @@ def _jacobian(s: Tensor, g: Tensor) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Rebar(_AbstractRelaxed):
-    r"""REBAR: REINFORCE with f at relaxed points as control variate. Unbiased for every f.
+    r"""REBAR: REINFORCE with f at relaxed points as control variate. Unbiased.
 
     With z = theta + Gumbel noise, b = argmax z, z~ drawn again given b, and
     ``c(z) = eta f(softmax(z / tau))``:
     ``(f(b) - c(z~)) d log p(b) / d theta + d c(z) / d theta - d c(z~) / d theta``. Each of the N
-    samples takes three evaluations, two of them off the corners; f must be differentiable there.
+    samples takes three evaluations, two of them off the corners. f must be continuous there, and
+    its backward the derivative of its forward: with a straight-through step inside f, or a biased
+    estimator nested in it, the terms in c no longer cancel and the gradient is biased.
 
     Args:
         eta: scale of the control variate; 0 is REINFORCE.
-        tau: temperature of the relaxation, > 0; below 0.01 it counts as 0.01. Both are numbers
-            or tensors of one number, which ``Estimate.tuning_loss`` then trains. A learned tau
-            needs second derivatives of f; inside ``torch.func`` transforms and ``torch.compile``
-            it is held constant.
+        tau: temperature of the relaxation, > 0. Both are numbers or tensors of one number (a
+            tensor below 0.01 counts as 0.01), which ``Estimate.tuning_loss`` then trains. A
+            learned tau needs second derivatives of f; inside ``torch.func`` transforms and
+            ``torch.compile`` it is held constant.
 
     Raises:
         DomainError: tau is not above 0.
@@ -267,15 +269,15 @@ class Relax(_AbstractRelaxed):
 
     The formula of `Rebar` with ``c(z) = eta f(softmax(z / tau)) + r(softmax(z / tau))``, r any
     function, in general a network that learns. With eta = 0, f is evaluated at the N samples
-    alone, and may be any program; otherwise three times for each.
+    alone, and may be any program; otherwise three times for each, with what `Rebar` asks of f.
 
     Args:
         control: r, a callable like f: points (N, \*batch, \*event[, C]), here off the corners, to
             (N, \*batch), for instance a ``gradthrough.controls.Control``. None: r = 0.
         eta: scale of f in the control variate.
-        tau: temperature of the relaxation, > 0; below 0.01 it counts as 0.01. Numbers or tensors
-            of one number. ``Estimate.tuning_loss`` trains whatever of control, eta and tau needs
-            a gradient; tau is held constant inside ``torch.func`` transforms and
+        tau: temperature of the relaxation, > 0. Numbers or tensors of one number (a tensor below
+            0.01 counts as 0.01). ``Estimate.tuning_loss`` trains whatever of control, eta and tau
+            needs a gradient; tau is held constant inside ``torch.func`` transforms and
             ``torch.compile``.
 
     Raises:

@@ -178,7 +178,7 @@ class Reinforce(AbstractScore):
             possible = weight > 0
             signal = torch.where(possible, signal, 0.0) * weight
             values = torch.where(possible, values, 0.0) * weight.to(values.dtype)
-        return Estimate(send_score(draws, values, signal).mean(0), tuning)
+        return Estimate(send_score(draws, values, signal), tuning)
 
     def _number(self, name: str, dist: Distribution, values: Tensor) -> Tensor | None:
         r"""Return the baseline or the variance, (N, \*batch), with its own graph."""

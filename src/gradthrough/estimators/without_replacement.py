@@ -11,7 +11,7 @@ from torch import Tensor
 from .._errors import DomainError
 from ..distributions.base import Distribution
 from ..kernels.dispatch import probabilities
-from ..kernels.joint import draw_excluding, likeliest, probability
+from ..kernels.joint import draw_excluding, likeliest, log_probability
 from ..kernels.softmax import one_hot
 from .base import (
     DISCRETE,
@@ -100,13 +100,14 @@ class SumAndSample(AbstractEstimator):
         """Ask for the likeliest points, then for samples from the rest."""
         p, n = _joint(dist), noise.shape[0]
         top = likeliest(p, self.k)
-        mass = probability(p, top)
+        log_mass = log_probability(p, top)
+        mass, possible = log_mass.exp(), log_mass > -torch.inf
         drawn = draw_excluding(p, top, torch.ones_like(mass), _uniforms(dist, noise))
         # A point that is masked carries no weight; f is asked at the likeliest one instead.
-        top = torch.where((mass > 0).unsqueeze(-1), top, top[..., :1, :])
+        top = torch.where(possible.unsqueeze(-1), top, top[..., :1, :])
         codes = torch.cat((top, drawn.movedim(0, -2)), -2)
         rest = (1.0 - mass.sum(-1, keepdim=True)).clamp_min(0.0)
-        rest = torch.where((mass > 0).all(-1, keepdim=True), rest, 0.0)
+        rest = torch.where(possible.all(-1, keepdim=True), rest, 0.0)
         weights = torch.cat((mass, (rest / n).expand(*rest.shape[:-1], n)), -1).movedim(-1, 0)
         rows = dist.row.expand(weights.shape[0])
         return Draw(_points(dist, p, codes), rows, (weights,))
@@ -176,10 +177,10 @@ class UnorderedSet(AbstractEstimator):
             new = draw_excluding(p, codes, counts, step).unsqueeze(-2)
             # Where no outcome is left, what comes is a repetition, or has no probability.
             seen = ((codes == new).all(-1) & (counts > 0)).any(-1, keepdim=True)
-            fresh = ~seen & (probability(p, new) > 0)
+            fresh = ~seen & (log_probability(p, new) > -torch.inf)
             codes = torch.cat((codes, new), -2)
             counts = torch.cat((counts, fresh.to(p.dtype)), -1)
-        mass = probability(p, codes) * counts
+        mass = log_probability(p, codes).exp() * counts
         points = _points(dist, p, codes)
         return Draw(points, dist, (mass.movedim(-1, 0), counts.movedim(-1, 0)))
 

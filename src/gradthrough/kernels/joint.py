@@ -9,10 +9,13 @@ from torch import Tensor
 from .softmax import inverse_cdf
 
 
-def probability(p: Tensor, codes: Tensor) -> Tensor:
-    r"""Return the probabilities (\*batch, E) of codes (\*batch, E, m) under p (\*batch, m, C)."""
+def log_probability(p: Tensor, codes: Tensor) -> Tensor:
+    r"""Return the log-probabilities (\*batch, E) of codes (\*batch, E, m) under p (\*batch, m, C).
+
+    In logs: a product over a thousand variables underflows, and a point would seem impossible.
+    """
     each = p.unsqueeze(-3).expand(*codes.shape, p.shape[-1])
-    return each.gather(-1, codes.unsqueeze(-1)).squeeze(-1).prod(-1)
+    return each.gather(-1, codes.unsqueeze(-1)).squeeze(-1).log().sum(-1)
 
 
 def likeliest(p: Tensor, k: int) -> Tensor:

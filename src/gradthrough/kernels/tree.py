@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .sticks import Sticks
+
 
 def depth_for(classes: int) -> int:
     """Return the depth of a tree with at least so many leaves."""
@@ -23,14 +25,14 @@ class Tree(NamedTuple):
     levels: tuple[Tensor, ...]  # (..., 2^l) for l = 0 .. depth, float64
 
 
-def tree(p: Tensor) -> Tree:
-    r"""Sort probabilities (\*rows, C) into a tree; leaves that are missing come first, empty."""
-    sorted_p, order = p.to(torch.float64).sort(stable=True, dim=-1)
-    depth = depth_for(p.shape[-1])
-    levels: list[Tensor] = [F.pad(sorted_p, (2**depth - p.shape[-1], 0))]
+def tree(s: Sticks) -> Tree:
+    """Put sorted probabilities into a tree; leaves that are missing come first, empty."""
+    classes = s.p.shape[-1]
+    depth = depth_for(classes)
+    levels: list[Tensor] = [F.pad(s.p, (2**depth - classes, 0))]
     for _ in range(depth):
         levels.append(_halves(levels[-1]).sum(-1))
-    return Tree(order, tuple(reversed(levels)))
+    return Tree(s.order, tuple(reversed(levels)))
 
 
 def _halves(x: Tensor) -> Tensor:
