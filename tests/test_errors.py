@@ -1,5 +1,7 @@
 """Every public door refuses what it cannot take: the kind of error, and what the message holds."""
 
+from dataclasses import fields
+
 import pytest
 import torch
 import torch.distributions as td
@@ -11,6 +13,8 @@ from problems import (
     TEMPERED,
     VARIANTS,
     every,
+    family_of,
+    law,
     noise_for_rows,
     normal,
     plain,
@@ -40,8 +44,10 @@ def estimator(name):
 
 
 def call(name, logits, **keywords):
+    """Bare logits go to every estimator of categoricals, and to the others as Bernoullis."""
     one = estimator(name)
-    return gt.expect(f, logits, one, **({"samples": samples_for(one)} | keywords))
+    q = logits if family_of(name) == "categorical" else law(name, logits)
+    return gt.expect(f, q, one, **({"samples": samples_for(one)} | keywords))
 
 
 def test_each_kind_is_also_the_builtin():
@@ -80,17 +86,23 @@ ALL_DOORS |= {
     "as_distribution": lambda x: gt.as_distribution(x).sample(),
     "proposal": lambda x: gt.expect(f, torch.zeros(x.shape), gt.Reinforce(proposal=x)),
 }
-RETURNS = {"0-d": ("gumbel_softmax", "gumbel_softmax tau", "tensor tau", "hard")}  # as torch
+BINARY = [f"expect {n}" for n in VARIANTS if family_of(n) == "bernoulli"]
+RETURNS = {
+    "0-d": ("gumbel_softmax", "gumbel_softmax tau", "tensor tau", "hard"),  # as torch
+    "all masked": BINARY,  # 0 for certain
+}
 
 
 @pytest.mark.parametrize("door", ALL_DOORS)
 @pytest.mark.parametrize("what", WRONG_LOGITS)
 def test_wrong_logits_are_refused_at_every_door(door, what):
     x, kind, word = WRONG_LOGITS[what]
-    if door in RETURNS.get(what, ()):
-        assert ALL_DOORS[door](x).shape == x.shape
+    if what == "no class" and door in BINARY:  # rows of no variable, which have one point
         return
-    if what == "None" and door.startswith("Categorical"):  # as if nothing was passed
+    if door in RETURNS.get(what, ()):
+        assert ALL_DOORS[door](x).shape == (x.shape[:-1] if door in BINARY else x.shape)
+        return
+    if what == "None" and (door in BINARY or door.startswith("Categorical")):  # nothing passed
         kind, word = gt.ConfigError, "exactly one"
     needs_tensor = door in ("Categorical.log_prob", "Categorical.kl", "Rollout.sample", "proposal")
     if needs_tensor and not (isinstance(x, torch.Tensor) and x.is_floating_point() and x.ndim):
@@ -155,17 +167,17 @@ def test_what_is_no_point_has_no_probability():
     """Neither a guess nor another error: soft, empty and NaN points, lists and booleans."""
     q, b = gt.Categorical(X), gt.Bernoulli(X)
     for z in (torch.zeros(4, 3), torch.full((4, 3), 0.3), torch.full((4, 3), torch.nan)):
-        for law, points in ((q, z), (b, z + 0.25)):
+        for dist, points in ((q, z), (b, z + 0.25)):
             with refuses(gt.DomainError, "points"):
-                law.log_prob(points)
-    for law in (q, b):
+                dist.log_prob(points)
+    for dist in (q, b):
         with refuses(gt.UnsupportedError, "points", "list"):
-            law.log_prob([[1.0, 0.0, 0.0]] * 4)
+            dist.log_prob([[1.0, 0.0, 0.0]] * 4)
     hot = torch.eye(3)[torch.tensor([0, 2, 1, 1])]
-    for law in (q, b):
-        want = law.log_prob(hot.double())
+    for dist in (q, b):
+        want = dist.log_prob(hot.double())
         for z in (hot, hot.long(), hot.bool()):
-            torch.testing.assert_close(law.log_prob(z), want)
+            torch.testing.assert_close(dist.log_prob(z), want)
 
 
 @pytest.mark.parametrize("x", [td.Normal(0.0, 1.0), "logits", 3, [X], td.Beta(1.0, 1.0)])
@@ -250,6 +262,78 @@ def test_k_is_a_count(k, kind):
                 door(steps=k)
     with refuses(kind, "limit"):
         gt.Enumerate(limit=k)
+
+
+def options(*names):
+    """(key, option) for each estimator that has one of these options."""
+    return [
+        (key, field.name)
+        for key, kind in gt.ESTIMATORS.items()
+        for field in fields(kind)
+        if field.name in names
+    ]
+
+
+@pytest.mark.parametrize(("key", "option"), options("k", "limit", "steps"))
+def test_counts_are_counts(key, option):
+    for value, kind in COUNTS.items():
+        with refuses(kind, f"{option} must", "at least" if kind is gt.DomainError else "int"):
+            gt.estimator(key, **{option: value})
+
+
+SCALARS = [(key, option) for key, kind in gt.ESTIMATORS.items() for option in kind.traits.scalars]
+NO_SCALARS = {
+    "NaN": (float("nan"), gt.DomainError, "nan"),
+    "inf": (float("inf"), gt.DomainError, "inf"),
+    "a NaN tensor": (torch.tensor(torch.nan), gt.DomainError, "nan"),
+    "a string": ("1", gt.UnsupportedError, "str"),
+    "None": (None, gt.UnsupportedError, "NoneType"),
+    "a boolean": (True, gt.UnsupportedError, "bool"),
+    "a tuple": ((1.0,), gt.UnsupportedError, "tuple"),
+    "a complex number": (1j, gt.UnsupportedError, "complex"),
+    "two numbers": (torch.ones(2), gt.UnsupportedError, r"\(2,\)"),
+    "an integer tensor": (torch.tensor(1), gt.UnsupportedError, "int64"),
+}
+
+
+@pytest.mark.parametrize(("key", "option"), SCALARS)
+@pytest.mark.parametrize("what", NO_SCALARS)
+def test_what_may_be_learned_is_one_finite_number(key, option, what):
+    value, kind, word = NO_SCALARS[what]
+    with refuses(kind, option, word):
+        gt.estimator(key, **{option: value})
+
+
+@pytest.mark.parametrize(("key", "option"), [pair for pair in SCALARS if pair[1] == "tau"])
+def test_a_temperature_of_a_control_variate_is_above_zero(key, option):
+    for value in (0.0, -1.0):
+        with refuses(gt.DomainError, option, str(value)):
+            gt.estimator(key, **{option: value})
+
+
+CHOICES = [
+    (gt.Coupled, "kind", ("iw", "sb", "tree")),
+    (gt.CARMS, "copula", ("dirichlet", "independent")),
+]
+
+
+@pytest.mark.parametrize(("kind", "option", "names"), CHOICES)
+@pytest.mark.parametrize("value", ["IW", "", None, 1])
+def test_a_choice_names_what_there_is(kind, option, names, value):
+    with refuses(gt.ConfigError, option, repr(value), *names):
+        kind(**{option: value})
+
+
+@pytest.mark.parametrize(("kind", "option"), [(gt.Relax, "control"), (gt.Rodeo, "surrogate")])
+def test_what_an_estimator_calls_is_callable(kind, option):
+    for value in (1.0, "net", torch.ones(2)):
+        with refuses(gt.UnsupportedError, option, "callable", type(value).__name__):
+            kind(**{option: value})
+
+
+def test_relax_without_any_control_variate_is_refused():
+    with refuses(gt.ConfigError, "eta=0", "control=", "Reinforce"):
+        gt.Relax(eta=0.0)
 
 
 INNER = [gt.gumbel_rao, gt.reinmax_rao, gt.reinmax_cv]
@@ -352,8 +436,9 @@ def right_noise(door):
     if door in PLAIN:
         return noise_for_rows(estimator(door), X)
     if door in EXPECT:
-        one = estimator(door.removeprefix("expect "))
-        return uniform(*one.noise_shape(gt.Categorical(X).expand(samples_for(one))))
+        name = door.removeprefix("expect ")
+        one = estimator(name)
+        return uniform(*one.noise_shape(law(name, X).expand(samples_for(one))))
     return uniform(4) if door == "sample" else uniform(4, 3)
 
 

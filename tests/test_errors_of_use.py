@@ -2,16 +2,19 @@
 
 import pytest
 import torch
+from torch.func import grad, jacfwd, jvp, vmap
 
 import gradthrough as gt
 from problems import (
     PATHWISE,
     VARIANTS,
     every,
+    law,
     normal,
     refuses,
     samples_for,
     select,
+    uniform,
 )
 
 X = normal(4, 3)
@@ -95,7 +98,7 @@ def test_a_wrong_f_is_refused(name, what):
     wrong, kind, word = WRONG_F[what]
     one = estimator(name)
     with refuses(kind, word):
-        gt.expect(wrong, X, one, samples=samples_for(one, 2))
+        gt.expect(wrong, law(name, X), one, samples=samples_for(one, 2))
 
 
 @pytest.mark.parametrize("what", ["a float", "None", "a mean", "one value for each example"])
@@ -118,14 +121,135 @@ NO_SLOPE = {
 LEARNT = normal(3, seed=3).requires_grad_()
 
 
-@every(PATHWISE)
-@pytest.mark.parametrize("what", NO_SLOPE)
-def test_a_pathwise_estimator_refuses_an_f_without_slope(name, what):
-    x = X.clone().requires_grad_()
+def asks_for_slopes(e):
+    q = gt.Bernoulli(X, event_dims=1) if e.traits.families == {"bernoulli"} else gt.Categorical(X)
+    q = q.expand(samples_for(e))
+    return e.draw(q, e.noise(q)).gradients != "none"
+
+
+SLOPES = select(lambda e: e.traits.needs_point_gradients)
+SLOPES = [name for name in SLOPES if asks_for_slopes(estimator(name))]
+MODES = {
+    "autograd": lambda loss: lambda x: torch.autograd.grad(loss(x.requires_grad_()).sum(), x),
+    "grad": lambda loss: grad(lambda x: loss(x).sum()),
+    "jvp": lambda loss: lambda x: jvp(loss, (x,), (torch.ones_like(x),)),
+    "jacfwd": jacfwd,
+    "vmap of grad": lambda loss: vmap(grad(lambda x: loss(x[None]).sum())),
+}
+
+
+@every([*PATHWISE, *SLOPES])
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("what", ["argmax", "detach", "argmax with a learned table"])
+def test_an_f_without_slope_is_refused_in_every_mode(name, mode, what):
+    """Where a gradient of f is needed, none is made up: zeros would be silently wrong."""
+    one, rows = estimator(name), X[:1] if "vmap" in mode else X
+    q = law(name, rows)
+    n = samples_for(one)
+    noise = uniform(*one.noise_shape(q.expand(n)))
+
+    def loss(x):
+        return gt.expect(NO_SLOPE[what], law(name, x), one, samples=n, noise=noise)
+
     with refuses(gt.UnsupportedError, "differentia", "RLOO"):
-        gt.expect(NO_SLOPE[what], x, estimator(name))
+        MODES[mode](loss)(X.clone())
+
+
+@every([*PATHWISE, *SLOPES])
+def test_without_a_graph_no_slope_is_needed(name):
+    q, one = law(name, X), estimator(name)
     with torch.no_grad():
-        assert gt.expect(NO_SLOPE[what], x, estimator(name)).isfinite().all()
+        value = gt.expect(NO_SLOPE["argmax"], q, one, samples=samples_for(one))
+    assert value.isfinite().all()
+
+
+def corners_only(z):
+    """An f that is not defined elsewhere, and says so."""
+    if not bool(((z == 0) | (z == 1)).all()):
+        raise ZeroDivisionError("off the corners")
+    return f(z)
+
+
+@every()
+def test_an_f_of_corners_is_never_asked_elsewhere_unless_the_traits_say_so(name):
+    """What f raises comes through; nothing is swallowed."""
+    x = X.clone().requires_grad_()
+    q, one = law(name, x), estimator(name)
+    n = samples_for(one, 2)
+    if one.traits.needs_relaxed_points and (one.traits.relaxed or name in SLOPES):
+        with pytest.raises(ZeroDivisionError, match="off the corners"):
+            gt.expect(corners_only, q, one, samples=n)
+        return
+    gt.expect(corners_only, q, one, samples=n).sum().backward()
+    assert x.grad.isfinite().all()
+
+
+FLAT = {
+    "argmax": lambda z: TABLE[z.argmax(-1)],
+    "detach": lambda z: f(z.detach()),
+    "constant": lambda z: torch.zeros(z.shape[:2]),
+}
+NO_CONTROL = {
+    "a number": (lambda z: 1.0, gt.UnsupportedError, "float"),
+    "None": (lambda z: None, gt.UnsupportedError, "NoneType"),
+    "another shape": (lambda z: z, gt.ShapeError, r"\(4, 4, 3\)"),
+    "a mean": (lambda z: z.mean(), gt.ShapeError, r"\(\)"),
+}
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.5])
+def test_wrong_controls_are_refused(eta):
+    x = X.clone().requires_grad_()
+    for control in FLAT.values():
+        with refuses(gt.UnsupportedError, "control", "differentiabl", "Control"):
+            gt.expect(f, x, gt.Relax(control, eta=eta), samples=2)
+        with refuses(gt.UnsupportedError, "control", "differentiabl"):
+            grad(lambda x, c=control: gt.expect(f, x, gt.Relax(c, eta=eta), samples=2).sum())(X)
+        with torch.no_grad():
+            assert gt.expect(f, x, gt.Relax(control, eta=eta)).isfinite().all()
+    for control, kind, word in NO_CONTROL.values():
+        with refuses(kind, "control", word, r"\(4, 4\)"):
+            gt.expect(f, x, gt.Relax(control, eta=eta), samples=2)
+
+
+def test_wrong_surrogates_are_refused():
+    q = gt.Bernoulli(X, event_dims=1)
+    for surrogate in (lambda x: 1.0, lambda x: None):
+        with refuses(gt.UnsupportedError, "surrogate", type(surrogate(None)).__name__):
+            gt.expect(f, q, gt.Rodeo(surrogate=surrogate), samples=2)
+    with refuses(gt.ShapeError, "surrogate", r"\(2, 1, 4, 2\)", r"\(2, 1, 4\)"):
+        gt.expect(f, q, gt.Rodeo(surrogate=lambda x: x[..., 0]), samples=2)
+
+
+def test_an_estimator_of_another_family_is_refused():
+    for name in VARIANTS:
+        one = estimator(name)
+        for family, q in (("categorical", X), ("bernoulli", gt.Bernoulli(X, event_dims=1))):
+            if family not in one.traits.families:
+                with refuses(gt.UnsupportedError, type(one).__name__, "serves", family, "RLOO"):
+                    gt.expect(f, q, one, samples=samples_for(one))
+
+
+LIMITED = [key for key, kind in gt.ESTIMATORS.items() if hasattr(kind, "limit")]
+
+
+@every(LIMITED)
+def test_a_limit_of_evaluations_says_what_it_would_take(name):
+    q = law(name, normal(2, 5, 3), event_dims=1)
+    n = samples_for(estimator(name), 2)
+    wanted = estimator(name).evaluations(q, n)
+    with refuses(gt.UnsupportedError, f"{wanted:,}", f"{wanted - 1:,}", "limit=", "RLOO"):
+        gt.expect(flat_f, q, gt.estimator(name, limit=wanted - 1), samples=n)
+    assert gt.expect(flat_f, q, gt.estimator(name, limit=wanted), samples=n).shape == (2,)
+
+
+def flat_f(z):
+    return z.flatten(2).sum(-1)
+
+
+def test_a_set_without_an_order_has_a_largest_size():
+    with refuses(gt.DomainError, "12", "13"):
+        gt.expect(f, X, gt.UnorderedSet(), samples=13)
 
 
 def test_enumerate_has_a_limit():
@@ -140,7 +264,8 @@ def test_enumerate_has_a_limit():
 WRONG_BASELINES = {
     "shape": (torch.zeros(7), gt.ShapeError, r"\(7,\)"),
     "too many dims": (torch.zeros(2, 1, 4), gt.ShapeError, r"\(2, 1, 4\)"),
-    "string": ("mean", gt.UnsupportedError, "str"),
+    "tuple": ((1.0, 2.0), gt.UnsupportedError, "tuple"),
+    "boolean": (True, gt.UnsupportedError, "bool"),
     "NaN": (float("nan"), gt.DomainError, "nan"),
     "inf": (float("inf"), gt.DomainError, "inf"),
     "callable returning None": (lambda dist: None, gt.UnsupportedError, "NoneType"),
@@ -148,11 +273,19 @@ WRONG_BASELINES = {
 }
 
 
+@pytest.mark.parametrize("option", ["baseline", "variance"])
 @pytest.mark.parametrize("what", WRONG_BASELINES)
-def test_wrong_baselines_are_refused(what):
-    baseline, kind, word = WRONG_BASELINES[what]
-    with refuses(kind, "baseline", word):
-        gt.expect(f, X, gt.Reinforce(baseline=baseline), samples=2)
+def test_wrong_baselines_are_refused(what, option):
+    value, kind, word = WRONG_BASELINES[what]
+    with refuses(kind, option, word):
+        gt.expect(f, X, gt.Reinforce(**{option: value}), samples=2)
+
+
+def test_a_baseline_has_one_name():
+    with refuses(gt.ConfigError, "'mean'", "'self_critical'"):
+        gt.Reinforce(baseline="mean")
+    with refuses(gt.UnsupportedError, "variance", "str"):
+        gt.expect(f, X, gt.Reinforce(variance="self_critical"))
 
 
 def test_wrong_proposals_are_refused():
@@ -193,8 +326,15 @@ def test_a_rollout_of_rows_that_do_not_match_is_refused():
 
 @every(select(lambda e: not e.traits.many_draws))
 def test_an_estimator_of_one_latent_is_refused_by_rollout(name):
-    with refuses(gt.UnsupportedError, "one latent", "Nest"):
+    with refuses(gt.UnsupportedError, type(estimator(name)).__name__, "one latent", "Nest"):
         gt.Rollout(estimator(name), samples=2)
+
+
+@every(select(lambda e: e.traits.many_draws and e.evaluations(gt.Categorical(X), 2) != 2))
+def test_points_besides_the_samples_have_no_rows_in_a_rollout(name):
+    rollout = gt.Rollout(estimator(name), samples=2)
+    with refuses(gt.UnsupportedError, type(estimator(name)).__name__, "2 samples", "Nest"):
+        rollout.sample(rollout.expand(X))
 
 
 def test_a_proposal_serves_one_latent():
@@ -214,3 +354,43 @@ def test_a_bound_estimator_samples_only_along_a_path(name):
         return
     with refuses(gt.UnsupportedError, "expect"):
         ex.sample(X)
+
+
+# --- bounds of several samples
+
+BOUNDS = {"vimco": gt.vimco, "vargrad": gt.vargrad}
+
+
+@pytest.mark.parametrize("door", BOUNDS)
+def test_a_bound_refuses_what_an_estimator_refuses(door):
+    run = BOUNDS[door]
+    for samples, kind in ((1, gt.DomainError), (0, gt.DomainError), (2.0, gt.UnsupportedError)):
+        with refuses(kind, "samples"):
+            run(f, X, samples)
+    with refuses(gt.ShapeError, door, r"\(3, 4\)", r"\(3, 4, 3\)"):
+        run(lambda z: z, X, 3)
+    with refuses(gt.UnsupportedError, "float"):
+        run(lambda z: 1.0, X, 3)
+    with refuses(gt.UnsupportedError, "callable", "int"):
+        run(3, X, 3)
+    with refuses(gt.UnsupportedError, "list"):
+        run(f, [X], 3)
+    with refuses(gt.ShapeError, "noise", r"\(3, 4\)", r"\(4,\)"):
+        run(f, X, 3, noise=uniform(4))
+    with refuses(gt.ConfigError, "noise=", "generator="):
+        run(f, X, 3, noise=uniform(3, 4), generator=torch.Generator())
+    with refuses(gt.DomainError, "NaN"):
+        run(f, torch.full((4, 3), torch.nan), 3)
+
+
+def test_vimco_names_its_baselines():
+    with refuses(gt.ConfigError, "'mean'", "'geometric'", "'arithmetic'"):
+        gt.vimco(f, X, 3, baseline="mean")
+
+
+def test_the_log_variance_loss_needs_log_q_from_the_logits():
+    x = X.clone().requires_grad_()
+    with refuses(gt.UnsupportedError, "graph", "log_prob"):
+        gt.vargrad(lambda z: TABLE[z.argmax(-1)], x, 3)
+    with torch.no_grad():
+        assert gt.vargrad(lambda z: TABLE[z.argmax(-1)], x, 3).isfinite().all()

@@ -103,8 +103,8 @@ def estimate(
     return estimator.combine(*evaluate(f, draw, type(estimator).__name__))
 
 
-def admit(dist: object, estimator: object, samples: object) -> Distribution:
-    """Return the distribution, if the estimator serves it with so many samples."""
+def check_estimator(estimator: object, samples: object) -> AbstractEstimator:
+    """Return the estimator, if it is one, and takes so many samples."""
     if not isinstance(estimator, AbstractEstimator):
         hint = ""
         if isinstance(estimator, type) and issubclass(estimator, AbstractEstimator):
@@ -113,11 +113,19 @@ def admit(dist: object, estimator: object, samples: object) -> Distribution:
             hint = f" Build it: gradthrough.estimator({estimator!r})."
         raise UnsupportedError(f"expected an estimator, but {estimator!r} came.{hint}")
     check_count("samples", samples, estimator.traits.min_samples)
+    return estimator
+
+
+def admit(dist: object, estimator: object, samples: object) -> Distribution:
+    """Return the distribution, if the estimator serves it with so many samples."""
+    one = check_estimator(estimator, samples)
     q = as_distribution(dist)
-    if q.family not in estimator.traits.families:
+    if q.family not in one.traits.families:
+        served = sorted(one.traits.families)
         raise UnsupportedError(
-            f"{type(estimator).__name__} serves {', '.join(sorted(estimator.traits.families))}, "
-            f"but the distribution is {q.family}."
+            f"{type(one).__name__} serves {', '.join(served)}, but the distribution is {q.family}."
+            f" Pass gradthrough.{served[0].capitalize()}(logits), or use an estimator of both, "
+            "such as gradthrough.RLOO()."
         )
     return q
 

@@ -12,7 +12,7 @@ from ._slope import in_transform
 from ._types import Objective
 from .distributions.convert import as_distribution
 from .estimators.base import AbstractEstimator, AbstractPathwise, Draw, Estimate
-from .expect import admit, ask, check_untouched, check_values, estimate, version_of
+from .expect import admit, ask, check_estimator, check_untouched, check_values, estimate, version_of
 
 
 class Rollout:
@@ -47,7 +47,7 @@ class Rollout:
         samples: int = 1,
         generator: torch.Generator | None = None,
     ) -> None:
-        admit(torch.zeros(1, 1), estimator, samples)
+        check_estimator(estimator, samples)
         if not estimator.traits.many_draws:
             raise UnsupportedError(
                 f"{type(estimator).__name__} serves one latent at a time. Nest expect inside f "

@@ -132,17 +132,27 @@ class _AbstractRelaxed(AbstractEstimator):
         if control is None:
             return None
         points = dist.from_classes(torch.cat((relaxed.free, relaxed.tied)))
+        want = (2 * n, *dist.batch_shape[1:])
+
+        def checked(x: Tensor) -> Tensor:
+            c = control(x)
+            if not isinstance(c, Tensor):  # pyright: ignore[reportUnnecessaryIsInstance]
+                raise UnsupportedError(
+                    f"the control must return a tensor of shape {want}, but returned a "
+                    f"{type(c).__name__}."
+                )
+            if tuple(c.shape) != want:
+                raise ShapeError(
+                    f"the control was given points of shape {tuple(x.shape)} and must return "
+                    f"{want}, one for each, but returned {tuple(c.shape)}."
+                )
+            return c
+
         fixed = not points.requires_grad and not in_transform()
         points = points.requires_grad_() if fixed else points
-        c, slope = value_and_slope(control, points, graph=True)
+        c, slope = value_and_slope(checked, points, graph=True)
         if fixed and slope is not None and not _has_other_leaf(c, points):
             c, slope = c.detach(), slope.detach()  # there is nothing to tune
-        want = (2 * n, *dist.batch_shape[1:])
-        if tuple(c.shape) != want:
-            raise ShapeError(
-                f"the control was given points of shape {tuple(points.shape)} and must return "
-                f"{want}, one for each, but returned {tuple(c.shape)}."
-            )
         if slope is None and torch.is_grad_enabled():
             raise UnsupportedError(
                 "the control must depend differentiably on its points, but its values do not (an "

@@ -7,7 +7,7 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from .._errors import ShapeError
+from .._errors import ShapeError, UnsupportedError
 from ..controls import Surrogate
 from ..distributions.base import Distribution
 from ..kernels.dispatch import probabilities
@@ -84,6 +84,11 @@ class Rodeo(AbstractScore):
     def __post_init__(self) -> None:
         object.__setattr__(self, "alpha", check_scalar("alpha", self.alpha))
         object.__setattr__(self, "beta", check_scalar("beta", self.beta))
+        if self.surrogate is not None and not callable(self.surrogate):
+            raise UnsupportedError(
+                "the surrogate must be a callable (..., 2) -> (..., 2), for instance a "
+                f"gradthrough.controls.Surrogate(), but a {type(self.surrogate).__name__} came."
+            )
 
     def learned(self, dist: Distribution) -> tuple[Self, nn.Module]:
         """Return a copy with learned scales and a fresh network as surrogate, and their module."""
@@ -140,6 +145,11 @@ class Rodeo(AbstractScore):
 
     def _ask(self, x: Tensor) -> Tensor:
         out = self.surrogate(x) if self.surrogate is not None else x
+        if not isinstance(out, Tensor):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise UnsupportedError(
+                f"the surrogate must return a tensor of shape {tuple(x.shape)}, but returned a "
+                f"{type(out).__name__}."
+            )
         if out.shape != x.shape:
             raise ShapeError(
                 f"the surrogate was given {tuple(x.shape)} and must return that shape, (h0, h1) "
