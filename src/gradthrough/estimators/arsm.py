@@ -102,7 +102,7 @@ class ARSM(AbstractEstimator):
         (noise,) = one.aux
         dist, n, c = one.dist, noise.shape[0], one.dist.classes
         numbers = learning_signal(values)
-        drawn, swapped = numbers[:n], numbers[n:].reshape(-1, n, *numbers.shape[1:])
+        drawn, swapped = numbers[:n], numbers[n:].reshape(c * (c - 1) // 2, n, *numbers.shape[1:])
         # Every pair of classes looks its value up; a class swapped with itself is the sample.
         table = torch.cat((drawn.unsqueeze(0), swapped))[_pairs(c, values.device)]
         table = table.movedim((0, 1), (-2, -1))  # (N, *batch, C, C)
