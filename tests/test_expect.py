@@ -1,22 +1,29 @@
 """The doors around an estimator: estimate, fold, Bound, and the life of a Rollout."""
 
+from dataclasses import replace
+
 import pytest
 import torch
+from torch.func import grad
 
 import gradthrough as gt
+from gradthrough.estimators.base import AbstractEstimator
 from problems import (
     ANY,
     F64,
     VARIANTS,
     cells,
     every,
+    exact,
     expectation,
     family_of,
     grid,
+    mean,
     normal,
     problem,
     samples_for,
     select,
+    served,
     uniform,
 )
 
@@ -108,6 +115,29 @@ def test_a_bound_estimator_keeps_tuning_losses_and_counts_its_rollouts():
     rollout.combine(z[..., 0])
     assert ex.evaluations == 2 * 3 * 5
     assert not gt.Bound(gt.ReinMax()).tuning_losses
+
+
+@every()
+def test_equal_rows_give_one_estimate_whether_or_not_they_are_known_to_be_equal(name):
+    """What serves one latent may look at one row of an expanded law alone, and no further."""
+    p, rows = rows_for(name)
+    x = rows.requires_grad_()
+    q = p.dist(x)
+    estimator = VARIANTS[name](q)
+    n = samples_for(estimator, 2)
+    noise = uniform(*estimator.noise_shape(q.expand(n)))
+    results = []
+    for law in (q.expand(n), q.with_logits(x.unsqueeze(0).expand(n, *x.shape))):
+        draw = estimator.draw(law, noise)
+        values, slope = p.cubic(draw.points), None
+        if draw.gradients != "none":
+            points = draw.points.detach().requires_grad_()
+            (slope,) = torch.autograd.grad(p.cubic(points).sum(), points)
+        value = estimator.combine((draw,), values, slope).value
+        results.append((value.detach(), torch.autograd.grad(value.sum(), x)[0]))
+    for got, want in zip(*results, strict=True):
+        close(got, want)
+    assert torch.equal(x, rows)
 
 
 MANY = select(lambda e: e.traits.many_draws and e.traits.unbiased)
@@ -223,6 +253,103 @@ def test_without_a_learned_baseline_there_is_no_tuning_loss():
     theta = normal(4, 3).requires_grad_()
     assert tuned(0.7, theta).tuning_loss is None
     assert tuned(lambda dist: dist.logits.detach().sum(-1), theta).tuning_loss is None
+
+
+# --- what an estimator can learn
+
+
+def learner(name, p, logits):
+    """(a copy that learns, the module that owns what it learns, in float64); None if nothing."""
+    q = p.dist(logits)
+    one = VARIANTS[name](q)
+    if type(one).learned is AbstractEstimator.learned and not one.traits.scalars:
+        with pytest.raises(gt.UnsupportedError, match=f"{type(one).__name__} has nothing to learn"):
+            one.learned(q)
+        return None
+    copy, owner = one.learned(q)
+    assert type(copy) is type(one)
+    for option in one.traits.scalars:
+        was, now = getattr(one, option), getattr(copy, option)
+        assert was == now or torch.isclose(now, torch.tensor(was)), "starts from the option"
+    return copy, owner.double()
+
+
+@served()
+def test_a_copy_that_learns_stays_unbiased(name, family):
+    p = problem(family, variables=1, classes=2, seed=7)
+    found = learner(name, p, p.logits[None])
+    if found is None or getattr(found[0], "proposal", None) is not None:  # made for these rows
+        return
+    copy, owner = found
+    for module in owner.modules():
+        for child, layer in module.named_children():
+            if isinstance(layer, torch.nn.LeakyReLU):  # no quadrature is exact across its kink
+                setattr(module, child, torch.nn.Tanh())
+    with torch.no_grad():
+        for i, parameter in enumerate(owner.parameters()):
+            parameter += 0.1 * normal(*parameter.shape, seed=60 + i)
+    got = mean(copy, p, p.cubic)
+    want_value, want = exact(p, p.cubic)
+    close(got.value, want_value.detach())
+    close(got.gradient, want)
+
+
+@served()
+def test_the_tuning_loss_trains_the_copy_and_nothing_else(name, family):
+    p = problem(family)
+    logits = normal(5, *p.logits.shape, seed=81).requires_grad_()
+    found = learner(name, p, logits)
+    if found is None:
+        return
+    copy, owner = found
+    parameters = list(owner.parameters())
+    w = p.linear.clone().requires_grad_()
+    n = samples_for(copy, 2)
+    noise = uniform(*copy.noise_shape(p.dist(logits).expand(n)))
+
+    def run():
+        f = lambda z: (p.flat(z) @ w) ** 3 + w.sum()  # noqa: E731
+        return gt.estimate(f, p.dist(logits), copy, samples=n, noise=noise)
+
+    out = run()
+    for one in torch.autograd.grad(
+        out.value.sum(), parameters, allow_unused=True, retain_graph=True
+    ):
+        assert one is None, "the value moved what tunes it"
+    gradients = torch.autograd.grad(
+        out.tuning_loss, (*parameters, w, logits), allow_unused=True, materialize_grads=False
+    )
+    *own, of_f, of_logits = gradients
+    assert of_f is None, "the tuning loss moved the parameters of f"
+    assert of_logits is None, "the tuning loss moved the logits"
+    size = sum(g.square().sum() for g in own)
+    assert size > 0
+    with torch.no_grad():
+        for parameter, g in zip(parameters, own, strict=True):
+            parameter -= 1e-4 * out.tuning_loss / size * g
+    assert run().tuning_loss < out.tuning_loss
+
+
+SCALARS = [(name, option) for name in VARIANTS for option in VARIANTS[name](ANY).traits.scalars]
+
+
+@pytest.mark.parametrize(("name", "option"), SCALARS)
+def test_inside_a_transform_the_same_is_learned_but_for_a_temperature(name, option):
+    """A part of the gradient in a temperature goes through f and would be missing: it is 0."""
+    p, logits = rows_for(name)
+    estimator = VARIANTS[name](p.dist(logits))
+    n = samples_for(estimator, 2)
+    noise = uniform(*estimator.noise_shape(p.dist(logits).expand(n)))
+
+    def loss(scalar):
+        one = replace(estimator, **{option: scalar})
+        out = gt.estimate(p.cubic, p.dist(logits), one, samples=n, noise=noise).tuning_loss
+        return torch.zeros_like(scalar) if out is None else out  # nothing that needs a gradient
+
+    x = torch.tensor(0.8, dtype=F64, requires_grad=True)
+    (want,) = torch.autograd.grad(loss(x), x)
+    assert want != 0
+    close(grad(loss)(x.detach()), torch.zeros_like(want) if option == "tau" else want)
 
 
 def test_a_pathwise_rollout_refuses_a_latent_that_the_values_do_not_see():

@@ -73,7 +73,8 @@ def estimate(
     r"""Like `expect`, but return the whole Estimate: the value and the tuning loss.
 
     ``tuning_loss`` trains the estimator's own tensors (a learned baseline) and reaches nothing
-    else; dropping it is always valid.
+    else; dropping it is always valid. Inside ``torch.func`` transforms it may be None unless one of
+    them is what the transform differentiates.
 
     Args:
         f: takes points (N, \*batch, \*event[, C]), returns values (N, \*batch).
