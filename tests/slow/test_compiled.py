@@ -1,12 +1,23 @@
 """torch.compile(fullgraph=True): the numbers of eager code, and its own noise."""
 
 import shutil
+from dataclasses import fields
 
 import pytest
 import torch
 
 import gradthrough as gt
-from problems import F64, VARIANTS, normal, problem, samples_for, select, uniform
+from problems import (
+    ANY,
+    F64,
+    VARIANTS,
+    family_of,
+    normal,
+    problem,
+    samples_for,
+    select,
+    uniform,
+)
 
 SLOPE = normal(3, seed=48)
 
@@ -18,29 +29,130 @@ def close(got, want, tolerance=1e-10):
 # torch's own tracer makes an instance of every autograd.Function that it meets.
 INSIDE_TORCH = pytest.mark.filterwarnings("ignore:.*should not be instantiated")
 pytestmark = [pytest.mark.slow, INSIDE_TORCH]
-MANY_INNER_DRAWS = select(lambda e: e.traits.noise == "variable+seed")  # 100 of them: slow
-COMPILED = [name for name in gt.ESTIMATORS if name not in MANY_INNER_DRAWS]
-COMPILED += ["gumbel_rao k", "reinmax tau", "st importance", "reinforce proposal"]
-COMPILED += ["reinmax_rao tau", "reinmax_cv eta", "redge t1", "reindge covariance"]
+
+
+def traced_apart(name):
+    """Whether a variant may be traced on another way than its estimator by default."""
+    one = VARIANTS[name](ANY)
+    options = [(getattr(one, f.name), getattr(type(one)(), f.name)) for f in fields(one)]
+    return any(
+        x is not default and (isinstance(x, bool) or not isinstance(x, int | float))
+        for x, default in options
+    )
+
+
+SLOW = select(lambda e: e.traits.noise == "variable+seed" and e.k > 10)
+COMPILED = [name for name in VARIANTS if name in gt.ESTIMATORS or traced_apart(name)]
+COMPILED += select(lambda e: e.traits.noise == "variable+seed")
+COMPILED = [name for name in dict.fromkeys(COMPILED) if name not in SLOW]
+
+
+def setting(name):
+    """A problem, leaf logits, an estimator and its number of samples."""
+    p = problem(family_of(name))
+    x = normal(6, *p.logits.shape).requires_grad_()
+    estimator = VARIANTS[name](p.dist(x))
+    return p, x, estimator, samples_for(estimator, 2)
 
 
 @pytest.mark.parametrize("name", COMPILED)
 def test_compiled_code_equals_eager_code(name, compiler):
-    p = problem()
-    estimator = VARIANTS[name](p.dist(normal(6, 2, 3)))
-    n = samples_for(estimator, 2)
-    x = normal(6, 2, 3).requires_grad_()
+    p, x, estimator, n = setting(name)
     noise = uniform(*estimator.noise_shape(p.dist(x).expand(n)))
+    w = normal(x[0].numel(), seed=52).requires_grad_()
 
     def loss(x, u):
-        return gt.expect(p.cubic, p.dist(x), estimator, samples=n, noise=u).sum()
+        f = lambda z: p.cubic(z) * (p.flat(z) @ w).sin()  # noqa: E731
+        return gt.expect(f, p.dist(x), estimator, samples=n, noise=u).sum()
 
     results = []
     for call in (loss, compiler(loss)):
         value = call(x, noise)
-        results.append((value.detach(), torch.autograd.grad(value, x)[0]))
-    close(results[1][0], results[0][0], 1e-12)
-    close(results[1][1], results[0][1], 1e-12)
+        results.append((value.detach(), *torch.autograd.grad(value, (x, w))))
+    for got, want in zip(*reversed(results), strict=True):
+        close(got, want, 1e-12)
+
+
+KINDS = {VARIANTS[name](ANY).traits.noise: name for name in COMPILED}
+
+
+@pytest.mark.parametrize("name", [name for kind, name in KINDS.items() if kind != "none"])
+def test_compiled_code_draws_noise_of_every_kind(name, compiler):
+    p, _, _, n = setting(name)
+    x = normal(1, *p.logits.shape).expand(200, *p.logits.shape).clone().requires_grad_()
+
+    def estimate(x):
+        return gt.expect(p.cubic, p.dist(x), VARIANTS[name](p.dist(x)), samples=n)
+
+    compiled = compiler(estimate)
+    first, second = compiled(x), compiled(x)
+    assert first.isfinite().all()
+    assert len(first.unique()) > 1
+    assert not torch.equal(first, second)
+    assert torch.autograd.grad(first.sum(), x)[0].isfinite().all()
+
+
+SLOPES = select(lambda e: e.traits.needs_point_gradients and not getattr(e, "control", None))
+
+
+@pytest.mark.parametrize("name", [name for name in SLOPES if name in gt.ESTIMATORS])
+def test_an_f_without_slope_is_refused_while_tracing(name, compiler):
+    """The tracer tells the error as its own; eager code raises it."""
+    p, x, estimator, n = setting(name)
+    f = lambda z: p.cubic(z.detach())  # noqa: E731
+    loss = lambda x: gt.expect(f, p.dist(x), estimator, samples=n).sum()  # noqa: E731
+    with pytest.raises(RuntimeError, match=r"UnsupportedError.*needs the gradient of f"):
+        compiler(loss)(x)
+    with pytest.raises(gt.UnsupportedError, match="needs the gradient of f"):
+        loss(x)
+
+
+LEARN = [name for name in gt.ESTIMATORS if VARIANTS[name](ANY).traits.scalars]
+
+
+@pytest.mark.parametrize("name", LEARN)
+def test_compiled_code_learns_the_same_but_for_a_temperature(name, compiler):
+    p, x, estimator, n = setting(name)
+    copy, owner = estimator.learned(p.dist(x))
+    owner.double()
+    noise = uniform(*copy.noise_shape(p.dist(x).expand(n)))
+
+    def loss(x, u):
+        out = gt.estimate(p.cubic, p.dist(x), copy, samples=n, noise=u)
+        return out.value.sum(), out.tuning_loss
+
+    names, parameters = zip(*owner.named_parameters(), strict=True)
+    want, got = (
+        torch.autograd.grad(call(x, noise)[1], parameters, allow_unused=True)
+        for call in (loss, compiler(loss))
+    )
+    for which, one, other in zip(names, got, want, strict=True):
+        if which.endswith("tau"):
+            assert one is None or not one.any()
+        else:
+            close(one, other)
+
+
+@pytest.mark.parametrize(("outer", "inner"), [("rebar", "rloo"), ("muprop", "reinmax")])
+def test_compiled_code_nests(outer, inner, compiler):
+    x, w = normal(5, 3).requires_grad_(), normal(3, 3, seed=53).requires_grad_()
+    u, v = VARIANTS[outer](ANY), VARIANTS[inner](ANY)
+    n, k = samples_for(u), samples_for(v)
+    points = u.evaluations(gt.Categorical(x), n)
+    first = uniform(*u.noise_shape(gt.Categorical(x).expand(n)), seed=1)
+    rows = gt.Categorical(torch.zeros(points, 5, 3, dtype=F64))
+    second = uniform(*v.noise_shape(rows.expand(k)), seed=2)
+
+    def loss(x, w):
+        def f(z1):
+            inside = lambda z2: ((z1 * z2).sum(-1) + z2 @ SLOPE) ** 2  # noqa: E731
+            return gt.expect(inside, z1 @ w, v, samples=k, noise=second)
+
+        return gt.expect(f, x, u, samples=n, noise=first).sum()
+
+    want = torch.autograd.grad(loss(x, w), (x, w))
+    for one, other in zip(torch.autograd.grad(compiler(loss)(x, w), (x, w)), want, strict=True):
+        close(one, other)
 
 
 NEEDS_COMPILER = pytest.mark.skipif(
