@@ -5,6 +5,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 import gradthrough as gt
+from problems import VARIANTS, every, family_of, normal, problem, samples_for, uniform
 
 W = torch.linspace(-1.0, 1.0, 300, dtype=torch.float64).reshape(100, 3)
 
@@ -35,6 +36,27 @@ def test_given_noise_is_the_same_in_the_recompute():
     got, samples = gradient(draw, preserve_rng_state=True)
     assert len(samples) == 2
     assert torch.equal(got, want)
+
+
+@every()
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_every_estimator_recomputes_the_same_from_given_noise(name, reentrant):
+    """Also where f is differentiated at points inside of what is recomputed."""
+    p = problem(family_of(name))
+    x = normal(6, *p.logits.shape).requires_grad_()
+    w = normal(p.linear.numel(), seed=4).requires_grad_()
+    estimator = VARIANTS[name](p.dist(x))
+    n = samples_for(estimator, 2)
+    noise = uniform(*estimator.noise_shape(p.dist(x).expand(n)))
+
+    def block(x, w):
+        f = lambda z: (p.flat(z) @ w) ** 3  # noqa: E731
+        return gt.expect(f, p.dist(x), estimator, samples=n, noise=noise).sum()
+
+    want = torch.autograd.grad(block(x, w), (x, w))
+    checkpoint(block, x, w, use_reentrant=reentrant).backward()
+    assert torch.equal(x.grad, want[0])
+    assert torch.equal(w.grad, want[1])
 
 
 def test_preserve_makes_a_generator_repeat_itself_and_go_on():

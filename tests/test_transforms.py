@@ -189,6 +189,66 @@ def test_vmap_of_grad_is_a_loop(name):
     close(torch.autograd.grad(total, x)[0], want, 1e-12)
 
 
+@every(VARIANTS)
+def test_vmap_of_jvp_is_a_loop(name):
+    p = problem(family_of(name))
+    logits, along = (normal(4, *p.logits.shape, seed=s) for s in (45, 46))
+    dist = p.dist(logits[0])
+    estimator = VARIANTS[name](dist)
+    n = samples_for(estimator, 2)
+    noise = uniform(*estimator.noise_shape(dist.expand(n)))  # the same for every row
+
+    def loss(x):
+        return gt.expect(
+            lambda z: p.cubic(z[:, None])[:, 0], p.dist(x), estimator, samples=n, noise=noise
+        )
+
+    value, tangent = vmap(lambda x, t: jvp(loss, (x,), (t,)))(logits, along)
+    close(value, torch.stack([loss(x) for x in logits]), 1e-12)
+    want = [(grad(loss)(x) * t).sum() for x, t in zip(logits, along, strict=True)]
+    close(tangent, torch.stack(want), 1e-12)
+
+
+@every(VARIANTS)
+def test_parameters_of_f_get_the_same_gradient_from_every_transform(name):
+    p = problem(family_of(name))
+    logits, w = normal(5, *p.logits.shape, seed=45), normal(p.linear.numel(), seed=48)
+    estimator = VARIANTS[name](p.dist(logits))
+    n = samples_for(estimator, 2)
+    noise = uniform(*estimator.noise_shape(p.dist(logits).expand(n)))
+
+    def loss(w, x):
+        f = lambda z: (p.flat(z) @ w) ** 3 + w.sum()  # noqa: E731
+        return gt.expect(f, p.dist(x), estimator, samples=n, noise=noise)
+
+    both = w.clone().requires_grad_(), logits.clone().requires_grad_()
+    want = torch.autograd.grad(loss(*both).sum(), both)
+    for got in (
+        grad(lambda w, x: loss(w, x).sum(), argnums=(0, 1))(w, logits),
+        [jacobian.sum(0) for jacobian in jacrev(loss, argnums=(0, 1))(w, logits)],
+        [jacobian.sum(0) for jacobian in jacfwd(loss, argnums=(0, 1))(w, logits)],
+    ):
+        for one, other in zip(got, want, strict=True):
+            close(one, other, 1e-12)
+    alone = grad(lambda w: loss(w, logits).sum())(w)  # with logits that nobody differentiates
+    close(alone, want[0], 1e-12)
+
+
+@every(SCORE)
+def test_vmap_of_a_score_function_draws_different_noise_for_each_row(name):
+    p = problem(family_of(name))
+    estimator = VARIANTS[name](p.dist(p.logits))
+    n = samples_for(estimator)
+
+    def loss(x):
+        f = lambda z: p.cubic(z[:, None])[:, 0]  # noqa: E731
+        return gt.expect(f, p.dist(x), estimator, samples=n)
+
+    rows = p.logits.expand(64, *p.logits.shape).clone()
+    assert len(vmap(loss, randomness="different")(rows).unique()) > 1
+    assert vmap(grad(loss), randomness="different")(rows).isfinite().all()
+
+
 @every(PATHWISE)
 def test_vmap_over_any_dim_of_the_function_form(name):
     estimator = VARIANTS[name](gt.Categorical(THETA))
