@@ -330,11 +330,16 @@ def test_without_grad_mode_there_is_a_value_and_no_graph(name):
     p = problem(family_of(name))
     dist = p.dist(normal(6, *p.logits.shape).requires_grad_())
     estimator = VARIANTS[name](dist)
+    n = samples_for(estimator, 2)
+    noise = uniform(*estimator.noise_shape(dist.expand(n)))
+    want = gt.expect(p.cubic, dist, estimator, samples=n, noise=noise)
+    assert want.requires_grad
     for context in (torch.no_grad, torch.inference_mode):
         with context():
-            value = gt.expect(p.cubic, dist, estimator, samples=samples_for(estimator))
-        assert value.isfinite().all()
-        assert not value.requires_grad
+            out = gt.estimate(p.cubic, dist, estimator, samples=n, noise=noise)
+        assert torch.equal(out.value, want)
+        assert not out.value.requires_grad
+        assert out.tuning_loss is None
 
 
 def test_unbiased_under_vmap_over_the_draws():
