@@ -29,7 +29,7 @@ ALLOWED = {
     "controls": (*FOUNDATION, "distributions"),
     "kernels": (*FOUNDATION, "_random", "kernels"),
     "distributions": (*FOUNDATION, "_random", "kernels.dispatch", "distributions"),
-    "estimators": (*LAWS, "estimators.base"),
+    "estimators": (*LAWS, "estimators.base", "estimators.checks", "estimators.pathwise"),
     "expect": (*LAWS, "estimators"),
     "rollout": (*LAWS, "estimators", "expect"),
     "bounds": (*LAWS, "estimators", "expect"),

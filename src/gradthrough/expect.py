@@ -12,7 +12,8 @@ from ._slope import in_transform, value_and_slope
 from ._types import Objective
 from .distributions.base import Distribution, check_noise
 from .distributions.convert import as_distribution
-from .estimators.base import AbstractEstimator, Draw, Estimate, check_count
+from .estimators.base import AbstractEstimator, Draw, Estimate
+from .estimators.checks import check_count
 from .kernels.dispatch import check_content, check_uniforms
 
 

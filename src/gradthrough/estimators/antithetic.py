@@ -11,16 +11,7 @@ from .._random import antithetic
 from .._types import compute_dtype
 from ..distributions.base import Distribution
 from ..kernels.dispatch import probabilities
-from .base import (
-    BERNOULLI,
-    AbstractScore,
-    Draw,
-    Estimate,
-    Traits,
-    learning_signal,
-    send,
-    spread,
-)
+from .base import BERNOULLI, AbstractScore, Draw, Estimate, Traits, learning_signal, send, spread
 
 
 class _AbstractPairs(AbstractScore):

@@ -14,16 +14,8 @@ from ..distributions.base import Distribution
 from ..kernels.dispatch import launch
 from ..kernels.eager import GumbelSoftmax as Kernel
 from ..kernels.softmax import centre, one_hot
-from .base import (
-    DISCRETE,
-    AbstractEstimator,
-    Draw,
-    Estimate,
-    Traits,
-    check_count,
-    learning_signal,
-    send,
-)
+from .base import DISCRETE, AbstractEstimator, Draw, Estimate, Traits, learning_signal, send
+from .checks import check_count
 
 
 @dataclass(frozen=True)

@@ -12,16 +12,7 @@ from ..distributions.base import Distribution
 from ..kernels.copula import pair_ratio, rare_hits
 from ..kernels.dispatch import probabilities
 from ..kernels.sticks import Sticks, first_stop, points_at, sticks
-from .base import (
-    DISCRETE,
-    AbstractEstimator,
-    Draw,
-    Estimate,
-    Traits,
-    learning_signal,
-    send,
-    spread,
-)
+from .base import DISCRETE, AbstractEstimator, Draw, Estimate, Traits, learning_signal, send, spread
 
 
 @dataclass(frozen=True)

@@ -13,16 +13,14 @@ from .base import (
     AbstractScore,
     Draw,
     Estimate,
-    Scalar,
     Traits,
-    check_scalar,
     learning_signal,
     leave_one_out,
-    scalar_like,
     send,
     spread,
     total,
 )
+from .checks import Scalar, check_scalar, scalar_like
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from .._errors import UnsupportedError
 from ..distributions.base import Distribution
-from .base import DISCRETE, AbstractEstimator, Draw, Estimate, Traits, check_count
+from .base import DISCRETE, AbstractEstimator, Draw, Estimate, Traits
+from .checks import check_count
 
 
 @dataclass(frozen=True)

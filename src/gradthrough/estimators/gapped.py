@@ -10,7 +10,9 @@ from .._errors import ConfigError
 from .._types import Backend
 from ..kernels.eager import AbstractKernel
 from ..kernels.eager import GappedStraightThrough as Kernel
-from .base import DISCRETE, AbstractLaunched, Traits, check_positive, sample
+from .base import DISCRETE, Traits
+from .checks import check_positive
+from .pathwise import AbstractLaunched, sample
 
 
 @dataclass(frozen=True)

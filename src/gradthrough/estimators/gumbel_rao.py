@@ -10,15 +10,9 @@ from .._types import Backend
 from ..kernels.eager import AbstractKernel
 from ..kernels.eager import GumbelRao as Kernel
 from ..kernels.inner import count_inner
-from .base import (
-    DISCRETE,
-    AbstractLaunched,
-    Traits,
-    check_count,
-    check_logits,
-    check_positive,
-    sample,
-)
+from .base import DISCRETE, Traits
+from .checks import check_count, check_logits, check_positive
+from .pathwise import AbstractLaunched, sample
 
 
 @dataclass(frozen=True)

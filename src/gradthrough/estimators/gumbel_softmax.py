@@ -14,7 +14,9 @@ from ..distributions.base import check_noise
 from ..kernels.dispatch import check_content, check_rows, check_uniforms, launch
 from ..kernels.eager import AbstractKernel, SoftGumbelSoftmax
 from ..kernels.eager import GumbelSoftmax as HardGumbelSoftmax
-from .base import DISCRETE, AbstractLaunched, Traits, check_logits, check_positive, sample
+from .base import DISCRETE, Traits
+from .checks import check_logits, check_positive
+from .pathwise import AbstractLaunched, sample
 
 
 @dataclass(frozen=True)

@@ -12,16 +12,8 @@ from .._errors import UnsupportedError
 from ..distributions.base import Distribution
 from ..kernels.dispatch import draw, probabilities
 from ..kernels.softmax import one_hot
-from .base import (
-    DISCRETE,
-    AbstractEstimator,
-    Draw,
-    Estimate,
-    Traits,
-    check_count,
-    learning_signal,
-    send,
-)
+from .base import DISCRETE, AbstractEstimator, Draw, Estimate, Traits, learning_signal, send
+from .checks import check_count
 
 
 @dataclass(frozen=True)

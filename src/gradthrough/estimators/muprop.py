@@ -14,15 +14,13 @@ from .base import (
     AbstractScore,
     Draw,
     Estimate,
-    Scalar,
     Traits,
-    check_scalar,
     learning_signal,
-    scalar_like,
     send,
     spread,
     total,
 )
+from .checks import Scalar, check_scalar, scalar_like
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,15 +13,9 @@ from .._types import compute_dtype
 from ..kernels.diffusion import LEAST_NOISE, diffuse, softmax
 from ..kernels.dispatch import check_content, check_rows, check_uniforms, draw
 from ..kernels.softmax import centre
-from .base import (
-    DISCRETE,
-    AbstractPathwise,
-    Traits,
-    check_count,
-    check_positive,
-    check_switch,
-    sample_along,
-)
+from .base import DISCRETE, Traits
+from .checks import check_count, check_positive, check_switch
+from .pathwise import AbstractPathwise, sample_along
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,9 @@ from torch import Tensor
 from .._types import Backend
 from ..kernels.eager import AbstractKernel
 from ..kernels.eager import ReinMax as Kernel
-from .base import DISCRETE, AbstractLaunched, Traits, check_positive, sample
+from .base import DISCRETE, Traits
+from .checks import check_positive
+from .pathwise import AbstractLaunched, sample
 
 
 @dataclass(frozen=True)

@@ -5,43 +5,21 @@ from __future__ import annotations
 import abc
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, NamedTuple, Self
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
 from .._errors import ConfigError, ShapeError, UnsupportedError
-from .._random import exponentials, gumbels
 from .._slope import in_transform, value_and_slope
 from .._types import compute_dtype
 from ..controls import Control
 from ..distributions.base import Distribution
 from ..kernels.dispatch import launch, probabilities
 from ..kernels.eager import GumbelSoftmax as Kernel
-from ..kernels.softmax import centre
-from .base import (
-    DISCRETE,
-    AbstractEstimator,
-    Draw,
-    Estimate,
-    Scalar,
-    Traits,
-    check_scalar,
-    scalar_like,
-    send,
-    spread,
-)
-
-_LEAST_TAU = 0.01
-
-
-class _Relaxed(NamedTuple):
-    """The two relaxations, in the categorical form, with the graph of a learned temperature."""
-
-    tau: Tensor
-    free: Tensor  # softmax(z / tau), z = theta + G
-    tied: Tensor  # softmax(z~ / tau), z~ drawn again given that its argmax is the sample
-    moves: Tensor  # d z~ / d log pi, class by class; 0 at the class drawn
+from ..kernels.relaxation import Relaxed, jacobian, relax
+from .base import DISCRETE, AbstractEstimator, Draw, Estimate, Traits, send, spread
+from .checks import Scalar, check_scalar, scalar_like
 
 
 class _AbstractRelaxed(AbstractEstimator):
@@ -72,22 +50,10 @@ class _AbstractRelaxed(AbstractEstimator):
         wanted = "graph" if relaxed.tau.requires_grad else "values"
         return Draw(points, dist, (noise, index), wanted)
 
-    def _relax(self, logits: Tensor, index: Tensor, noise: Tensor) -> _Relaxed:
-        x = centre(logits.to(compute_dtype(logits.dtype)))
-        p = probabilities(logits)
-        tau = scalar_like(self._settings()[1], x)
-        if in_transform():  # a part of its gradient would be missing there: better none
-            tau = tau.detach()
-        # Kept above 0 without losing its gradient: it can come back.
-        tau = tau + (tau.detach().clamp_min(_LEAST_TAU) - tau.detach())
-        free = _softmax(centre(x + gumbels(noise[..., 0], x.dtype)), tau)
-        e = exponentials(noise[..., 1], x.dtype)
-        at = index.unsqueeze(-1)
-        race = p * e.gather(-1, at)
-        relative = race / (e + race)  # exp(z~_i - z~_D)
-        moves = (e / (e + race)).scatter(-1, at, 0.0)
-        tied = _softmax(relative.log().scatter(-1, at, 0.0), tau)
-        return _Relaxed(tau, free, tied, moves)
+    def _relax(self, logits: Tensor, index: Tensor, noise: Tensor) -> Relaxed:
+        tau = scalar_like(self._settings()[1], probabilities(logits))
+        # Inside a transform a part of its gradient would be missing: better none.
+        return relax(logits, index, noise, tau.detach() if in_transform() else tau)
 
     def combine(
         self, draws: Sequence[Draw], values: Tensor, point_gradients: Tensor | None = None
@@ -125,7 +91,7 @@ class _AbstractRelaxed(AbstractEstimator):
         return out._replace(tuning_loss=direct + tuning)
 
     def _control(
-        self, dist: Distribution, relaxed: _Relaxed, n: int
+        self, dist: Distribution, relaxed: Relaxed, n: int
     ) -> tuple[Tensor, Tensor] | None:
         """Return the free control variate's values at z~, and its gradient at z and z~."""
         control = self._settings()[2]
@@ -167,7 +133,7 @@ class _AbstractRelaxed(AbstractEstimator):
         self,
         dist: Distribution,
         points: Tensor,
-        relaxed: _Relaxed,
+        relaxed: Relaxed,
         control: tuple[Tensor, Tensor] | None,
         f: Tensor,
         slope: Tensor | None,
@@ -185,9 +151,9 @@ class _AbstractRelaxed(AbstractEstimator):
             g_free, g_tied = g_free + control[1][:n], g_tied + control[1][n:]
         score = dist.to_classes(points).detach().to(p.dtype) - p
         signal = spread(f[:n].detach() - c, dist.event_dims + 1)
-        along = _jacobian(tied, g_tied) / tau * moves
+        along = jacobian(tied, g_tied) / tau * moves
         along = along - p * along.sum(-1, keepdim=True)  # from log pi to the logits
-        out = signal * score + _jacobian(free, g_free) / tau - along
+        out = signal * score + jacobian(free, g_free) / tau - along
         return dist.from_classes(out.mean(0))
 
 
@@ -203,18 +169,6 @@ def _has_other_leaf(x: Tensor, leaf: Tensor) -> bool:
                 return True
             todo += [parent for parent, _ in node.next_functions]
     return False
-
-
-def _softmax(x: Tensor, tau: Tensor) -> Tensor:
-    """Return softmax(x / tau) for x with maximum 0, -inf for masked classes."""
-    masked = x.isneginf()
-    # Before dividing: the gradient of -inf / tau in tau is NaN.
-    e = torch.where(masked, 0.0, (torch.where(masked, 0.0, x) / tau).exp())
-    return e / e.sum(-1, keepdim=True)
-
-
-def _jacobian(s: Tensor, g: Tensor) -> Tensor:
-    return s * (g - (s * g).sum(-1, keepdim=True))
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,16 +14,8 @@ from .._types import compute_dtype
 from ..controls import Critic
 from ..distributions.base import Distribution
 from ..distributions.convert import as_distribution
-from .base import (
-    DISCRETE,
-    AbstractScore,
-    Draw,
-    Estimate,
-    Traits,
-    check_switch,
-    learning_signal,
-    send_score,
-)
+from .base import DISCRETE, AbstractScore, Draw, Estimate, Traits, learning_signal, send_score
+from .checks import check_switch
 
 Baseline = float | Tensor | Callable[[Distribution], Tensor]
 

@@ -13,17 +13,8 @@ from ..distributions.base import Distribution
 from ..kernels.dispatch import probabilities
 from ..kernels.joint import draw_excluding, likeliest, log_probability
 from ..kernels.softmax import one_hot
-from .base import (
-    DISCRETE,
-    AbstractEstimator,
-    Draw,
-    Estimate,
-    Traits,
-    check_count,
-    learning_signal,
-    send,
-    spread,
-)
+from .base import DISCRETE, AbstractEstimator, Draw, Estimate, Traits, learning_signal, send, spread
+from .checks import check_count
 
 _LARGEST_SET = 12
 

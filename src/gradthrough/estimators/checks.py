@@ -1,0 +1,98 @@
+"""Checks of what comes in, and learnable numbers."""
+
+import math
+import numbers
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from .._errors import DomainError, ShapeError, UnsupportedError
+from .._types import FLOATS
+from ..kernels.dispatch import check_content
+
+
+def check_positive(name: str, value: object) -> float:
+    """Return a finite number above 0, else say what came."""
+    if isinstance(value, Tensor) and value.numel() == 1 and not value.requires_grad:
+        value = value.item()
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise UnsupportedError(f"{name} must be a number, but a {type(value).__name__} came.")
+    number = float(value)
+    if not math.isfinite(number) or number <= 0:
+        raise DomainError(f"{name} must be finite and above 0, but is {number}.")
+    return number
+
+
+Scalar = float | Tensor
+
+
+def _check_finite(name: str, value: Tensor) -> None:
+    if not bool(value.isfinite().all()):
+        raise DomainError(f"{name} must be finite, but is {value.detach().reshape(()).item()}.")
+
+
+def check_scalar(name: str, value: object, *, positive: bool = False) -> Scalar:
+    """Return a finite number, or the tensor of one number, as it is: it may be learned."""
+    if isinstance(value, Tensor):
+        if value.numel() != 1 or not value.is_floating_point():
+            raise UnsupportedError(
+                f"{name} must be a number or a floating-point tensor of one number, but a "
+                f"{value.dtype} tensor of shape {tuple(value.shape)} came."
+            )
+        check_content(value, partial(_check_finite, name))
+        return value
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise UnsupportedError(
+            f"{name} must be a number or a tensor of one number, but a {type(value).__name__} came."
+        )
+    number = float(value)
+    if not math.isfinite(number) or (positive and number <= 0):
+        raise DomainError(
+            f"{name} must be finite{' and above 0' if positive else ''}, but is {number}."
+        )
+    return number
+
+
+def scalar_like(value: Scalar, x: Tensor) -> Tensor:
+    """Return a number as a tensor of no dims, of the dtype and device of x, with its graph."""
+    return torch.as_tensor(value, dtype=x.dtype, device=x.device).reshape(())
+
+
+def check_count(name: str, value: object, least: int) -> int:
+    """Return an int of at least `least`, else say what came."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise UnsupportedError(f"{name} must be an int, but a {type(value).__name__} came.")
+    if value < least:
+        raise DomainError(f"{name} must be at least {least}, but is {value}.")
+    return value
+
+
+def check_switch(name: str, value: object) -> bool:
+    """Return a bool, else say what came."""
+    if not isinstance(value, bool):
+        raise UnsupportedError(f"{name} must be True or False, but is {value!r}.")
+    return value
+
+
+def check_logits(logits: object, dim: object) -> Tensor:
+    """Refuse what a plain pathwise function cannot take."""
+    if not isinstance(logits, Tensor):
+        raise UnsupportedError(
+            f"logits must be a torch.Tensor, but a {type(logits).__name__} came."
+        )
+    if logits.dtype not in FLOATS:
+        raise UnsupportedError(
+            f"logits must be float64, float32, bfloat16 or float16, but are {logits.dtype}. "
+            "Convert them: logits.float()."
+        )
+    if isinstance(dim, bool) or not isinstance(dim, int):
+        raise UnsupportedError(f"dim must be an int, but a {type(dim).__name__} came.")
+    if not -logits.ndim <= dim < logits.ndim:
+        raise ShapeError(
+            f"dim={dim} does not exist: logits have shape {tuple(logits.shape)}, with the classes "
+            "along one of its dims."
+        )
+    if logits.shape[dim] == 0:
+        raise ShapeError(f"logits of shape {tuple(logits.shape)} have no class along dim={dim}.")
+    return logits

@@ -1,0 +1,120 @@
+"""Estimators whose sample carries the gradient, and the doors to their plain functions."""
+
+import abc
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from .._errors import UnsupportedError
+from .._random import noise_shape, uniforms
+from .._types import Backend, NoiseKind
+from ..distributions.base import Distribution, check_noise
+from ..kernels.dispatch import launch
+from ..kernels.eager import AbstractKernel
+from .base import AbstractEstimator, Draw, Estimate
+from .checks import check_logits
+
+
+class AbstractPathwise(AbstractEstimator):
+    """The sample itself carries the gradient; f must be differentiable in it."""
+
+    @abc.abstractmethod
+    def sample(self, logits: Tensor, noise: Tensor) -> Tensor:
+        r"""Draw (\*rows, C) samples that carry their Jacobian, from logits of that shape."""
+
+    def draw(self, dist: Distribution, noise: Tensor) -> Draw:
+        """Draw samples that carry their Jacobian."""
+        return Draw(dist.from_classes(self.sample(dist.class_logits(), noise)), dist)
+
+    def combine(
+        self, draws: Sequence[Draw], values: Tensor, point_gradients: Tensor | None = None
+    ) -> Estimate:
+        """Average; the graph of the values is the estimator."""
+        if not _may_depend(values, [d.points for d in draws]):
+            raise UnsupportedError(
+                f"{type(self).__name__} differentiates f at the sample, but the values of f do "
+                "not depend differentiably on it (an argmax, an index, a detach or a comparison "
+                "in f? a latent that the loss does not use?). Make f differentiable in the one-hot "
+                "point, use an estimator that needs values only, gradthrough.RLOO(), or draw an "
+                "unused latent outside of the rollout, with dist.sample()."
+            )
+        return Estimate(values.mean(0))
+
+
+def _may_depend(values: Tensor, points: Sequence[Tensor]) -> bool:
+    """Return False where the graph of the values is known not to lead to some of the points."""
+    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+        return True
+    if any(_has_tangent(x) for x in points if x.grad_fn is None) and not _has_tangent(values):
+        return False
+    wanted: set[object] = {x.grad_fn for x in points if x.grad_fn is not None}
+    seen: set[object] = set()
+    todo = [values.grad_fn]
+    while todo and wanted:
+        node = todo.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            wanted.discard(node)
+            todo += [parent for parent, _ in node.next_functions]
+    return not wanted
+
+
+def _has_tangent(x: Tensor) -> bool:
+    """Return whether forward mode follows a tensor."""
+    tangent: Tensor | None = forward_ad.unpack_dual(x).tangent
+    return tangent is not None
+
+
+class AbstractLaunched(AbstractPathwise):
+    """A pathwise estimator whose sample and Jacobian are a kernel's."""
+
+    @property
+    @abc.abstractmethod
+    def kernel(self) -> AbstractKernel:
+        """The sample's law and surrogate."""
+
+    def sample(self, logits: Tensor, noise: Tensor) -> Tensor:
+        r"""Draw (\*rows, C) samples that carry their Jacobian, from logits of that shape."""
+        return launch(self.kernel, logits, noise)[0]
+
+
+def sample_along(
+    kind: NoiseKind,
+    run: Callable[[Tensor, Tensor, bool], Tensor],
+    logits: Tensor,
+    *,
+    dim: int,
+    generator: torch.Generator | None,
+    noise: Tensor | None,
+) -> Tensor:
+    """Run (rows of logits, noise, whether it was given) -> samples along any dim of bare logits."""
+    check_logits(logits, dim)
+    rows = logits.movedim(dim, -1)
+    shape = noise_shape(kind, tuple(rows.shape[:-1]), rows.shape[-1])
+    if noise is None:
+        u = uniforms(shape, logits.device, generator)
+    elif kind == "class":
+        u = check_noise(noise, tuple(logits.shape), logits, generator).movedim(dim, -1)
+    else:
+        u = check_noise(noise, shape, logits, generator)
+    return run(rows, u, noise is not None).movedim(-1, dim)
+
+
+def sample(
+    kernel: AbstractKernel,
+    logits: Tensor,
+    *,
+    dim: int,
+    generator: torch.Generator | None,
+    noise: Tensor | None,
+    backend: Backend,
+    inner: Tensor | None = None,
+) -> Tensor:
+    """Run a kernel along any dim of bare logits: the body of every function with a kernel."""
+
+    def run(rows: Tensor, u: Tensor, given: bool) -> Tensor:
+        return launch(kernel, rows, u, inner=inner, given=given, backend=backend)[0]
+
+    return sample_along(kernel.noise, run, logits, dim=dim, generator=generator, noise=noise)
