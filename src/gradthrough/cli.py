@@ -82,6 +82,7 @@ def list_estimators(*, markdown: bool = False) -> None:
 
     console = Console()
     table = Table("key", "unbiased", "exact for", "needs", "samples", "options", box=None)
+    table.columns[0].min_width = max(map(len, ESTIMATORS))  # keys are typed: never cut them
     wide = console.width >= 120
     if wide:
         table.add_column("paper")
