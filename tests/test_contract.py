@@ -60,7 +60,11 @@ def test_a_derivative_in_the_logits_and_in_f_is_refused(name):
     value = gt.expect(lambda z: (p.flat(z) @ w) ** 2, q, estimator, samples=n, noise=noise)
     (first,) = torch.autograd.grad(value.sum(), theta, create_graph=True)
     with pytest.raises(gt.UnsupportedError, match="own derivative"):
-        torch.autograd.grad(first.sum(), w)
+        torch.autograd.grad(first.sum(), w, retain_graph=True)
+    (other,) = torch.autograd.grad(value.sum(), w, create_graph=True)
+    with pytest.raises(gt.UnsupportedError, match="own derivative"):
+        torch.autograd.grad(other.sum(), theta, retain_graph=True)
+    torch.autograd.grad(other.sum(), w)  # f may be differentiated as often as one likes
 
 
 @pytest.mark.parametrize("estimator", [gt.SumAndSample(), gt.UnorderedSet()], ids=["sas", "set"])
@@ -127,3 +131,46 @@ def test_a_pathwise_rollout_notices_a_latent_that_is_not_used():
     first, _ = (rollout.sample(rollout.expand(logits)) for _ in range(2))
     with pytest.raises(gt.UnsupportedError, match="a latent that the loss does not use"):
         rollout.combine(first[..., 0])
+
+
+def test_vimco_refuses_mixed_derivatives():
+    logits = torch.zeros(4, 3, requires_grad=True)
+    w = torch.ones(3, requires_grad=True)
+    bound = gt.vimco(lambda z: (z @ w) ** 2 - gt.Categorical(logits).log_prob(z), logits, 2)
+    (first,) = torch.autograd.grad(bound.sum(), logits, create_graph=True)
+    with pytest.raises(gt.UnsupportedError, match="own derivative"):
+        torch.autograd.grad(first.square().sum(), w)
+
+
+def test_inside_a_transform_a_rollout_keeps_points_of_its_own():
+    def loss(change):
+        def run(x):
+            rollout = gt.Rollout(gt.RLOO(), samples=2)
+            z = rollout.sample(rollout.expand(x), noise=uniform(2, 4))
+            return rollout.combine(change(z) @ torch.arange(3.0, dtype=x.dtype)).sum()
+
+        return run
+
+    x = torch.zeros(4, 3, dtype=torch.float64)
+    want = torch.func.grad(loss(lambda z: 2 * z))(x)
+    torch.testing.assert_close(torch.func.grad(loss(lambda z: z.mul_(2)))(x), want)
+
+
+def test_a_bound_estimator_forgets_tuning_losses_of_a_transform():
+    c = torch.zeros((), requires_grad=True)
+    bound = gt.Bound(gt.Reinforce(baseline=c))
+    f = lambda z: z[..., 0] + 1.0  # noqa: E731
+    torch.func.vmap(lambda x: bound(f, x).sum(), randomness="different")(torch.zeros(5, 4, 3))
+    assert bound.take_tuning_loss() is None
+
+
+def test_learned_keeps_the_modules_that_were_given():
+    q = gt.Bernoulli(torch.zeros(5, 3), event_dims=1)
+    control = gt.controls.Control((3,))
+    surrogate, critic = gt.controls.Surrogate(), gt.controls.Critic(3)
+    assert gt.Relax(control, eta=0.0).learned(q)[0].control is control
+    assert gt.Rodeo(surrogate=surrogate).learned(q)[0].surrogate is surrogate
+    assert gt.Reinforce(baseline=critic).learned(q)[1] is critic
+    assert gt.Reinforce(baseline=5.0).learned(q)[1].mean == 5.0
+    with pytest.raises(gt.UnsupportedError, match="baseline is 'self_critical'"):
+        gt.Reinforce(baseline="self_critical").learned(q)

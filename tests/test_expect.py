@@ -262,7 +262,8 @@ def learner(name, p, logits):
     """(a copy that learns, the module that owns what it learns, in float64); None if nothing."""
     q = p.dist(logits)
     one = VARIANTS[name](q)
-    if type(one).learned is AbstractEstimator.learned and not one.traits.scalars:
+    fixed = not isinstance(getattr(one, "baseline", None), float | None)
+    if fixed or (type(one).learned is AbstractEstimator.learned and not one.traits.scalars):
         with pytest.raises(gt.UnsupportedError, match=f"{type(one).__name__} has nothing to learn"):
             one.learned(q)
         return None

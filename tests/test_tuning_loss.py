@@ -14,7 +14,7 @@ LEARNERS = [
     if kind.traits.scalars or kind.learned is not gt.AbstractEstimator.learned
 ]
 LEARNED = {key: lambda key=key: gt.estimator(key) for key in LEARNERS} | {
-    "relax black box": lambda: gt.Relax(lambda z: 0 * z.sum(), eta=0.0),
+    "relax black box": lambda: gt.Relax(gt.controls.Control((2, 3)), eta=0.0),
     "rebar small tau": lambda: gt.Rebar(eta=0.6, tau=0.3),
 }
 EACH = pytest.mark.parametrize("name", LEARNED)

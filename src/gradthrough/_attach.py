@@ -59,12 +59,14 @@ class _Attach(Function):
     def backward(ctx: Any, *grads: Any) -> Any:
         x, grad, value = ctx.saved_tensors
         (g,) = grads
-        g_x: Any = None
-        if ctx.needs_input_grad[1]:
-            scaled = g.reshape(g.shape + (1,) * (x.ndim - ctx.lead)).to(grad.dtype) * grad
-            g_x = scaled.to(x.dtype)
-            if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-                g_x = cast(Tensor, _Once.apply(g_x, x, value))
+        if not ctx.needs_input_grad[1]:
+            return g, None, None
+        scaled = g.reshape(g.shape + (1,) * (x.ndim - ctx.lead)).to(grad.dtype) * grad
+        g_x = scaled.to(x.dtype)
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            g_x = cast(Tensor, _Once.apply(g_x, x, value))
+            # What the parameters of f get depends on x too, through the law of the points.
+            g = cast(Tensor, _Once.apply(g, x, value.detach()))
         return g, g_x, None
 
 

@@ -43,7 +43,8 @@ def vimco(
         noise: float64 uniforms (N, \*batch, \*event) in [0, 1) instead.
 
     Returns:
-        The bound, (\*batch,); -inf, without a gradient, where every l of a row is -inf.
+        The bound, (\*batch,); -inf, and without a gradient in the logits, where every l of a row
+        is -inf.
 
     Raises:
         DomainError: fewer than 2 samples, unsound logits.
@@ -82,8 +83,8 @@ def vimco(
     advantage = bound.detach() - torch.where(without == -torch.inf, 0.0, without)
     advantage = torch.where(dead, 0.0, advantage).to(signal.dtype)
     weight = advantage.reshape(*advantage.shape, *(1,) * (q.logits.ndim - advantage.ndim))
-    sent = attach(torch.zeros_like(log_weights), q.logits, weight * q.score(draw.points))
-    return bound + sent.sum(0)
+    row = q.row
+    return attach(bound, row.logits, (weight * row.score(draw.points)).sum(0))
 
 
 def vargrad(

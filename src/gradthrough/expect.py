@@ -171,7 +171,8 @@ def evaluate(f: object, draw: Draw, name: str) -> tuple[tuple[Draw], Tensor, Ten
             return (draw,), checked(untouched), None
         version = version_of(points)
         values = checked(points)
-        check_untouched(points, version)
+        if draw.dist.logits.requires_grad:  # else the points are not looked at again
+            check_untouched(points, version)
         return (draw,), values, None
     graph = draw.gradients == "graph" and not in_transform()
     if graph:

@@ -91,6 +91,9 @@ class Rollout:
                 "a rollout has no rows for. Nest expect inside f instead, one for each latent."
             )
         self._draws.append(draw)
+        if in_transform() and not draw.points.requires_grad:
+            self._versions.append(0)
+            return draw.points.clone()  # nobody counts versions there
         self._versions.append(version_of(draw.points))
         return draw.points
 
@@ -178,12 +181,16 @@ class Bound:
         return rollout
 
     def take_tuning_loss(self) -> Tensor | None:
-        """Return the sum of the tuning losses since the last call, None if there is none."""
+        """Return the sum of the tuning losses since the last call, None if there is none.
+
+        For every step of an estimator that learns: what is not taken is kept, graph and all.
+        """
         losses, self.tuning_losses = self.tuning_losses, []
         return torch.stack(losses).sum() if losses else None
 
     def _keep(self, out: Estimate) -> None:
-        if out.tuning_loss is not None:
+        # One that was made inside a transform has no meaning outside of it.
+        if out.tuning_loss is not None and not in_transform():
             self.tuning_losses.append(out.tuning_loss)
 
     def _count(self, values: Tensor) -> None:

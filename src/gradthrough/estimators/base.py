@@ -97,8 +97,9 @@ class AbstractEstimator(abc.ABC):
     def learned(self, dist: Distribution) -> tuple[Self, nn.Module]:
         """Return a copy whose learnable options are parameters, and the module that owns them.
 
-        The parameters start from the options as they are. ``Estimate.tuning_loss`` trains them,
-        with an optimizer of their own.
+        Numbers start from what the options are, modules that were given are taken as they are,
+        and where there is none a fresh one is made. ``Estimate.tuning_loss`` trains them, with an
+        optimizer of their own.
 
         Args:
             dist: a law like those to come, for the shapes of networks.
@@ -131,21 +132,22 @@ class AbstractScore(AbstractEstimator):
 
 def send_score(draws: Sequence[Draw], values: Tensor, signal: Tensor) -> Tensor:
     """Average the values, with the mean of ``signal * score`` as gradient in all logits."""
-    if len(draws) == 1 and draws[0].dist.expanded and draws[0].points.shape[0] == len(values):
-        (one,) = draws
-        score = one.dist.row.score(one.points)
-        gradient = (spread(signal, score.ndim - signal.ndim) * score).mean(0)
-        return attach(values.mean(0), one.dist.row.logits, gradient)
     for one in draws:
-        logits = one.dist.logits
         if tuple(one.dist.batch_shape) != tuple(values.shape):
             raise ShapeError(
                 f"a latent of this program has rows {tuple(one.dist.batch_shape)}, but the values "
                 f"have shape {tuple(values.shape)}. Every latent needs one row for each value: "
                 "set its event_dims, and expand the data with rollout.expand."
             )
-        weight = signal.reshape(signal.shape + (1,) * (logits.ndim - signal.ndim))
-        values = attach(values, logits, weight * one.dist.score(one.points))
+    if len(draws) == 1 and draws[0].dist.expanded:
+        row = draws[0].dist.row
+        score = row.score(draws[0].points)
+        gradient = (spread(signal, score.ndim - signal.ndim) * score).mean(0)
+        return attach(values.mean(0), row.logits, gradient)
+    for one in draws:
+        score = one.dist.score(one.points)
+        weight = spread(signal, score.ndim - signal.ndim)
+        values = attach(values, one.dist.logits, weight * score)
     return values.mean(0)
 
 

@@ -294,9 +294,13 @@ class Relax(_AbstractRelaxed):
         return self.eta, self.tau, self.control
 
     def learned(self, dist: Distribution) -> tuple[Self, nn.Module]:
-        """Return a copy with learned scales and a fresh network as control, and their module."""
+        """Return a copy with learned scales and control, a fresh network if none was given."""
         names = ("eta", "tau") if self._uses_f else ("tau",)
         scaled, owner = self._with_scalars(dist, names)
-        shape = tuple(dist.logits.shape[len(dist.batch_shape) :])
-        net = Control(shape).to(dist.logits.device)
+        net = self.control
+        if net is None:
+            shape = tuple(dist.logits.shape[len(dist.batch_shape) :])
+            net = Control(shape).to(dist.logits.device)
+        if not isinstance(net, nn.Module):  # any callable, which has no parameters to own
+            return scaled, owner
         return replace(scaled, control=net), nn.ModuleDict({"scales": owner, "control": net})

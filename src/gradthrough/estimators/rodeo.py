@@ -89,9 +89,13 @@ class Rodeo(AbstractScore):
             )
 
     def learned(self, dist: Distribution) -> tuple[Self, nn.Module]:
-        """Return a copy with learned scales and a fresh network as surrogate, and their module."""
+        """Return a copy with learned scales and surrogate, a fresh network if none was given."""
         scaled, owner = super().learned(dist)
-        net = Surrogate().to(dist.logits.device)
+        net = self.surrogate
+        if net is None:
+            net = Surrogate().to(dist.logits.device)
+        if not isinstance(net, nn.Module):  # any callable, which has no parameters to own
+            return scaled, owner
         return replace(scaled, surrogate=net), nn.ModuleDict({"scales": owner, "surrogate": net})
 
     def draw(self, dist: Distribution, noise: Tensor) -> Draw:

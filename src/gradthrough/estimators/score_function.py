@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from .._errors import BackendError, ConfigError, DomainError, ShapeError, UnsupportedError
 from .._random import antithetic, noise_shape
 from .._types import compute_dtype
-from ..controls import Critic
+from ..controls import Critic, MovingAverage
 from ..distributions.base import Distribution
 from ..distributions.convert import as_distribution
 from .base import DISCRETE, AbstractScore, Draw, Estimate, Traits, learning_signal, send_score
@@ -87,7 +87,25 @@ class Reinforce(AbstractScore):
         return samples + self._self_critical
 
     def learned(self, dist: Distribution) -> tuple[Self, nn.Module]:
-        """Return a copy whose baseline is a fresh critic of the logits, and the critic."""
+        """Return a copy whose baseline learns, and the module that it is.
+
+        A module stays; a number becomes a running mean that starts there; where there is no
+        baseline, a critic of the logits is made.
+
+        Raises:
+            UnsupportedError: the baseline is a tensor, a callable or "self_critical".
+        """
+        c = self.baseline
+        if isinstance(c, nn.Module):
+            return self, c
+        if isinstance(c, int | float):
+            mean = MovingAverage(c).to(dist.logits.device)
+            return replace(self, baseline=mean), mean
+        if c is not None:
+            raise UnsupportedError(
+                f"Reinforce has nothing to learn: its baseline is {c!r}. Leave it out, or give a "
+                "number or a module of gradthrough.controls."
+            )
         lead = len(dist.batch_shape)
         critic = Critic(math.prod(dist.logits.shape[lead:])).to(dist.logits.device)
         return replace(self, baseline=critic), critic
