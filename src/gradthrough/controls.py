@@ -97,7 +97,10 @@ class Critic(nn.Module):
             x = x.logits.flatten(len(x.batch_shape)).clamp(-30.0, 30.0)
         x = x.detach()  # the loss that trains the critic is not to train what made its input
         if x.shape[-1] != self.features:
-            raise ShapeError(f"this critic takes {self.features} features, but {x.shape[-1]} came.")
+            raise ShapeError(
+                f"this critic takes {self.features} features, but {x.shape[-1]} came: make it "
+                f"Critic({x.shape[-1]}), or give it other data."
+            )
         weight: Tensor = next(self.net.parameters())
         return self.net(x.to(weight.dtype)).squeeze(-1)
 

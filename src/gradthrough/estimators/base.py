@@ -108,7 +108,7 @@ class AbstractEstimator(abc.ABC):
             UnsupportedError: the estimator has nothing to learn.
         """
         if not self.traits.scalars:
-            raise UnsupportedError(f"{type(self).__name__} has nothing to learn.")
+            raise UnsupportedError(f"{type(self).__name__} has nothing to learn: use it as it is.")
         return self._with_scalars(dist, self.traits.scalars)
 
     def _with_scalars(self, dist: Distribution, names: Sequence[str]) -> tuple[Self, nn.Module]:
@@ -126,7 +126,7 @@ class AbstractScore(AbstractEstimator):
         logits = dist.class_logits()
         if dist.expanded:  # equal rows have one softmax and one cdf
             logits = dist.row.class_logits().unsqueeze(0)
-        z, _ = draw(logits, noise)
+        z, _ = draw(logits, noise, given=False)  # checked where it came in
         return Draw(dist.from_classes(z), dist)
 
 

@@ -9,16 +9,21 @@ from torch import Tensor
 from .base import DISCRETE, AbstractScore, Draw, Estimate, Traits, learning_signal, send_score
 
 
-def _combine(draws: Sequence[Draw], values: Tensor) -> Estimate:
-    """Send (f_n - mean of the others) times the score to every latent."""
-    n = values.shape[0]
-    numbers = learning_signal(values)
-    signal = (numbers - numbers.mean(0)) * (n / (n - 1))
-    return Estimate(send_score(draws, values, signal))
+class _AbstractLeaveOneOut(AbstractScore):
+    """REINFORCE with the mean of the other samples as baseline."""
+
+    def combine(
+        self, draws: Sequence[Draw], values: Tensor, point_gradients: Tensor | None = None
+    ) -> Estimate:
+        """Send (f_n - mean of the others) times the score to every latent."""
+        n = values.shape[0]
+        numbers = learning_signal(values)
+        signal = (numbers - numbers.mean(0)) * (n / (n - 1))
+        return Estimate(send_score(draws, values, signal))
 
 
 @dataclass(frozen=True)
-class RLOO(AbstractScore):
+class RLOO(_AbstractLeaveOneOut):
     """REINFORCE leave-one-out: the other samples are the baseline. Unbiased for every f.
 
     ``1/(N-1) sum_n (f_n - mean f) d log p(z_n) / d theta``; with N = 2 samples
@@ -49,15 +54,9 @@ class RLOO(AbstractScore):
         many_draws=True,
     )
 
-    def combine(
-        self, draws: Sequence[Draw], values: Tensor, point_gradients: Tensor | None = None
-    ) -> Estimate:
-        """Send (f_n - mean of the others) times the score to every latent."""
-        return _combine(draws, values)
-
 
 @dataclass(frozen=True)
-class VarGrad(AbstractScore):
+class VarGrad(_AbstractLeaveOneOut):
     """VarGrad: the gradient of the log-variance loss. Unbiased for every f.
 
     As an estimator of E f it is RLOO: the gradient of ``1/2 Var_n[f(z_n)]`` through log p(z_n)
@@ -87,9 +86,3 @@ class VarGrad(AbstractScore):
         min_samples=2,
         many_draws=True,
     )
-
-    def combine(
-        self, draws: Sequence[Draw], values: Tensor, point_gradients: Tensor | None = None
-    ) -> Estimate:
-        """Send (f_n - mean of the others) times the score to every latent."""
-        return _combine(draws, values)

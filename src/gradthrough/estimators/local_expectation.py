@@ -69,7 +69,7 @@ class LocalExpectation(AbstractEstimator):
                 f"{row.event_shape}, {c} classes); its limit is {self.limit:,}. Raise limit=, or "
                 "use an unbiased estimator that needs fewer: gradthrough.RLOO()."
             )
-        z, index = draw(dist.class_logits(), noise)
+        z, index = draw(dist.class_logits(), noise, given=False)
         p = probabilities(row.class_logits().detach())
         lead, m = len(row.batch_shape), math.prod(row.event_shape)
         flat = p.reshape(*p.shape[:lead], m, c)

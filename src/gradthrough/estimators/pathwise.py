@@ -77,7 +77,7 @@ class AbstractLaunched(AbstractPathwise):
 
     def sample(self, logits: Tensor, noise: Tensor) -> Tensor:
         r"""Draw (\*rows, C) samples that carry their Jacobian, from logits of that shape."""
-        return launch(self.kernel, logits, noise)[0]
+        return launch(self.kernel, logits, noise, given=False)[0]
 
 
 def sample_along(

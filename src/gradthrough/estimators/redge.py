@@ -78,7 +78,7 @@ class ReDGE(AbstractPathwise):
         object.__setattr__(self, "t1", _check_t1(self.t1))
         check_switch("covariance", self.covariance)
 
-    def sample(self, logits: Tensor, noise: Tensor, given: bool = True) -> Tensor:
+    def sample(self, logits: Tensor, noise: Tensor, given: bool = False) -> Tensor:
         r"""Draw (\*rows, C) samples that carry their Jacobian, from logits of that shape."""
         theta, eps = _start(logits, noise, given)
         s = softmax(theta + diffuse(theta, eps, self.steps, self.t1, self.covariance))
@@ -137,7 +137,7 @@ class ReinDGE(AbstractPathwise):
         object.__setattr__(self, "t1", _check_t1(self.t1))
         check_switch("covariance", self.covariance)
 
-    def sample(self, logits: Tensor, noise: Tensor, given: bool = True) -> Tensor:
+    def sample(self, logits: Tensor, noise: Tensor, given: bool = False) -> Tensor:
         r"""Draw (\*rows, C) samples that carry their Jacobian, from logits of that shape."""
         theta, eps = _start(logits, noise, given)
         shift = diffuse(theta, eps, self.steps, self.t1, self.covariance)

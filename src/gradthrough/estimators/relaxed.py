@@ -41,7 +41,7 @@ class _AbstractRelaxed(AbstractEstimator):
     def draw(self, dist: Distribution, noise: Tensor) -> Draw:
         """Draw samples b; add the relaxed points of z, then those of z~."""
         logits = dist.class_logits().detach()
-        z, index = launch(Kernel(1.0), logits, noise[..., 0])
+        z, index = launch(Kernel(1.0), logits, noise[..., 0], given=False)
         if not self._uses_f:
             return Draw(dist.from_classes(z), dist, (noise, index))
         relaxed = self._relax(logits, index, noise)
