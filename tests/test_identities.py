@@ -9,6 +9,7 @@ from scipy import integrate
 import gradthrough as gt
 from gradthrough._random import CounterExponentials
 from gradthrough.kernels.eager import GappedStraightThrough as GappedKernel
+from gradthrough.kernels.eager import Kept
 from problems import (
     F64,
     PATHWISE,
@@ -223,8 +224,9 @@ def test_gst_lifts_the_drawn_class_and_keeps_the_gap(gap, tau):
     kernel = GappedKernel(tau, gap)
     noise = uniform(40)
     centred = THETA - THETA.amax(-1, keepdim=True)
-    drawn = kernel.forward(centred, noise, noise.new_zeros(0))
-    ((soft, weight, at),) = kernel.terms(drawn.chosen, noise, noise.new_zeros(0), drawn.saved)
+    drawn = kernel.forward(centred, noise)
+    kept = Kept(centred, drawn.chosen, noise, noise.new_zeros(0), drawn.saved)
+    ((soft, weight, at),) = kernel.terms(kept)
     assert (weight, at) == (1.0, tau)
     assert torch.equal(soft.argmax(-1), drawn.chosen)
     assert torch.equal(drawn.chosen, index_for(gt.ReinMax(), THETA, noise))

@@ -267,7 +267,7 @@ def test_vmap_over_an_inner_dim_of_the_kernel():
     upstream = normal(5, 7, 4, seed=47)
 
     def both(x, u, g):
-        z, back = vjp(lambda x: launch(ReinMaxKernel(1.3), x, u)[0], x)
+        z, back = vjp(lambda x: launch(ReinMaxKernel(1.3), x, u), x)
         return z, back(g)[0]
 
     got = vmap(both, in_dims=1, out_dims=1)(stack, u, upstream)

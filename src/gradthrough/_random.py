@@ -108,11 +108,12 @@ def antithetic(noise: Tensor) -> Tensor:
 
 
 def exponentials(noise: Tensor, dtype: torch.dtype) -> Tensor:
-    """Turn uniforms into Exp(1) draws, -log1p(-u), finite and positive."""
-    # In float32 a uniform near 1 would round to 1 and give inf; near 0, where the race between
-    # classes is decided, float32 keeps its relative precision.
-    below_one = 1.0 - (2.0**-24 if dtype == torch.float32 else _GRID)
-    return -torch.log1p(-noise.to(dtype).clamp(_GRID / 2, below_one))
+    """Turn uniforms into Exp(1) draws, -log1p(-u), finite and positive.
+
+    In float64 throughout and rounded once, as ``Tensor.exponential_`` does on CPU: the same
+    generator gives the same numbers, bit for bit.
+    """
+    return torch.log1p(-noise.clamp_min(_GRID / 2)).neg().to(dtype)
 
 
 def gumbels(noise: Tensor, dtype: torch.dtype) -> Tensor:

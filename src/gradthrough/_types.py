@@ -17,7 +17,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-Backend = Literal["auto", "eager"]
+Backend = Literal["auto", "eager", "fused", "compile", "triton"]
 """Which code runs a kernel. A backend asked for by name runs or raises."""
 
 NoiseKind = Literal[

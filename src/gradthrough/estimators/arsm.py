@@ -74,7 +74,7 @@ class ARSM(AbstractEstimator):
                 "estimator that needs fewer: gradthrough.RLOO()."
             )
         logits = dist.class_logits().detach()
-        z, _ = launch(Kernel(1.0), logits, noise, given=False)
+        z = launch(Kernel(1.0), logits, noise, given=False)
         x = centre(logits.to(compute_dtype(logits.dtype)))
         g = gumbels(noise, x.dtype)
         c = dist.classes

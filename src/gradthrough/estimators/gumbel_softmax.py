@@ -246,7 +246,7 @@ def _with_tensor_tau(
     rows = scaled.masked_fill(masked, -torch.inf).movedim(dim, -1)
     # One Gumbel for all classes shifts a row and changes nothing: the noise is already in.
     still = torch.full(tuple(rows.shape), 0.5, dtype=torch.float64, device=rows.device)
-    z, _ = launch(kind(1.0), rows, still, given=False, backend=backend)
+    z = launch(kind(1.0), rows, still, given=False, backend=backend)
     return z.movedim(-1, dim).to(logits.dtype)
 
 

@@ -77,7 +77,7 @@ class AbstractLaunched(AbstractPathwise):
 
     def sample(self, logits: Tensor, noise: Tensor) -> Tensor:
         r"""Draw (\*rows, C) samples that carry their Jacobian, from logits of that shape."""
-        return launch(self.kernel, logits, noise, given=False)[0]
+        return launch(self.kernel, logits, noise, given=False)
 
 
 def sample_along(
@@ -115,6 +115,6 @@ def sample(
     """Run a kernel along any dim of bare logits: the body of every function with a kernel."""
 
     def run(rows: Tensor, u: Tensor, given: bool) -> Tensor:
-        return launch(kernel, rows, u, inner=inner, given=given, backend=backend)[0]
+        return launch(kernel, rows, u, inner=inner, given=given, backend=backend)
 
     return sample_along(kernel.noise, run, logits, dim=dim, generator=generator, noise=noise)

@@ -15,7 +15,7 @@ from .._slope import in_transform, value_and_slope
 from .._types import compute_dtype
 from ..controls import Control
 from ..distributions.base import Distribution
-from ..kernels.dispatch import launch, probabilities
+from ..kernels.dispatch import launch_indexed, probabilities
 from ..kernels.eager import GumbelSoftmax as Kernel
 from ..kernels.relaxation import Relaxed, jacobian, relax
 from .base import DISCRETE, AbstractEstimator, Draw, Estimate, Traits, send, spread
@@ -41,7 +41,7 @@ class _AbstractRelaxed(AbstractEstimator):
     def draw(self, dist: Distribution, noise: Tensor) -> Draw:
         """Draw samples b; add the relaxed points of z, then those of z~."""
         logits = dist.class_logits().detach()
-        z, index = launch(Kernel(1.0), logits, noise[..., 0], given=False)
+        z, index = launch_indexed(Kernel(1.0), logits, noise[..., 0], given=False)
         if not self._uses_f:
             return Draw(dist.from_classes(z), dist, (noise, index))
         relaxed = self._relax(logits, index, noise)

@@ -1,16 +1,19 @@
 """launch: the one autograd door to the kernels."""
 
+import math
 from collections.abc import Callable
 from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
+from torch.autograd import Function, forward_ad
 
-from .._errors import BackendError, DomainError, UnsoundLogitsError
+from .._errors import DomainError, UnsoundLogitsError
 from .._types import Backend, compute_dtype
-from .eager import AbstractKernel, Exact, contract
-from .softmax import centre, normalise, one_hot
+from . import eager
+from .eager import AbstractKernel, Exact, Kept
+from .engines import Engine, engine_for
+from .softmax import centre, normalise
 
 _validation: bool | None = None
 
@@ -41,7 +44,8 @@ def _validates(x: Tensor) -> bool:
 
 
 def _check_rows(logits: Tensor, total: Tensor) -> None:
-    if bool(total.isfinite().all()):
+    # One number tells: totals are at most C, and a sum of NaN is NaN.
+    if math.isfinite(total.sum(dtype=torch.float64).item()):
         return
     bad = int((~total.isfinite()).sum())
     rows = total.numel()
@@ -75,22 +79,18 @@ def check_uniforms(noise: Tensor) -> None:
 
 
 def _forward(
-    kernel: AbstractKernel, logits: Tensor, noise: Tensor, inner: Tensor, given: bool
+    engine: Engine, kernel: AbstractKernel, logits: Tensor, noise: Tensor, given: bool
 ) -> tuple[Tensor, ...]:
-    x = logits.to(compute_dtype(logits.dtype))
     checks = _validates(logits)
     if checks and given:
         check_uniforms(noise)
-    drawn = kernel.forward(centre(x), noise, inner)
+    z, index, total, saved = engine.forward(kernel, logits, noise)
     if checks:
-        _check_rows(x, drawn.total)
-    if kernel.soft:
-        z = drawn.saved[0].to(logits.dtype, copy=True)  # `saved` is marked constant, z is not
-    else:
-        z = one_hot(drawn.chosen, logits.shape[-1], logits.dtype)
-    if not checks:
-        z = torch.where(drawn.total.isfinite(), z, torch.nan)
-    return (z, drawn.chosen, *drawn.saved)
+        _check_rows(logits, total)
+    elif not engine.poisons:
+        z = torch.where(total.isfinite().unsqueeze(-1), z, torch.nan)
+    # What is kept for the backward is kept small.
+    return (z, index.to(torch.uint8) if logits.shape[-1] <= 256 else index, *saved)
 
 
 def _batched(info: Any, in_dims: tuple[int | None, ...], args: tuple[Any, ...]) -> list[Any]:
@@ -115,6 +115,7 @@ class _Derivative(Function):
 
     @staticmethod
     def forward(
+        engine: Engine,
         kernel: AbstractKernel,
         saved: int,
         logits: Tensor,
@@ -123,15 +124,16 @@ class _Derivative(Function):
         inner: Tensor,
         *rest: Tensor,
     ) -> Tensor:
-        dtype = compute_dtype(logits.dtype)
-        directions = tuple(d.to(dtype) for d in rest[saved:])
-        terms = kernel.terms(index, noise, inner, rest[:saved])
-        return contract(terms, directions).to(logits.dtype)
+        directions = rest[saved:]
+        kept = Kept(logits, index.to(torch.int64), noise, inner, rest[:saved])
+        if len(directions) == 1:
+            return engine.backward(kernel, kept, directions[0])
+        return eager.derivative(kernel, kept, directions)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        kernel, saved, *tensors = inputs
-        ctx.kernel, ctx.saved = kernel, saved
+        engine, kernel, saved, *tensors = inputs
+        ctx.engine, ctx.kernel, ctx.saved = engine, kernel, saved
         ctx.save_for_backward(*tensors)
         ctx.save_for_forward(*tensors)
 
@@ -142,19 +144,21 @@ class _Derivative(Function):
             rest = [*rest, direction]
         else:
             rest[ctx.saved + replace] = direction
-        return _apply_derivative(ctx.kernel, ctx.saved, logits, index, noise, inner, *rest)
+        return _apply_derivative(
+            ctx.engine, ctx.kernel, ctx.saved, logits, index, noise, inner, *rest
+        )
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
         (g,) = grads
         again = _Derivative._again
         needs = ctx.needs_input_grad
-        g_logits = again(ctx, None, g) if needs[2] else None
-        first = 6 + ctx.saved
+        g_logits = again(ctx, None, g) if needs[3] else None
+        first = 7 + ctx.saved
         g_directions = [
             again(ctx, i, g) if needs[first + i] else None for i in range(len(needs) - first)
         ]
-        return (None, None, g_logits, None, None, None, *([None] * ctx.saved), *g_directions)
+        return (*[None] * 3, g_logits, *[None] * (3 + ctx.saved), *g_directions)
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
@@ -166,7 +170,7 @@ class _DerivativeBothModes(_Derivative):
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Any:
-        t_logits, t_directions = tangents[2], tangents[6 + ctx.saved :]
+        t_logits, t_directions = tangents[3], tangents[7 + ctx.saved :]
         again = _Derivative._again
         parts = [again(ctx, i, t) for i, t in enumerate(t_directions) if t is not None]
         if t_logits is not None:
@@ -180,34 +184,56 @@ def _apply_derivative(*args: Any) -> Tensor:
     return cast(Tensor, _DerivativeBothModes.apply(*args))
 
 
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Note what the derivative starts from; return the tensors to save."""
+    engine, kernel, logits, noise, inner, _ = inputs
+    _, index, *saved = output
+    ctx.mark_non_differentiable(index, *saved)
+    ctx.set_materialize_grads(False)
+    ctx.engine, ctx.kernel, ctx.saved = engine, kernel, len(saved)
+    # A per-class noise is float64 and only `saved` looks at it: do not keep it alive.
+    kept = noise if kernel.noise == "variable+seed" else index
+    return (logits, index, kept, inner, *saved)
+
+
+def _along(ctx: Any, direction: Tensor | None) -> Tensor | None:
+    if direction is None:
+        return None
+    inputs = (ctx.engine, ctx.kernel, ctx.saved, *ctx.saved_tensors, direction)
+    plain = not torch.is_grad_enabled() and not _transformed(direction)
+    return _Derivative.forward(*inputs) if plain else _apply_derivative(*inputs)
+
+
+def _transformed(x: Tensor) -> bool:
+    """Return whether a transform of torch.func, or forward mode, is at work."""
+    # What torch's own Function.apply asks; there is no public way to.
+    active = torch._C._are_functorch_transforms_active()  # pyright: ignore[reportPrivateUsage]
+    return active or forward_ad.unpack_dual(x).tangent is not None
+
+
 class _Launch(Function):
-    """(kernel, logits, noise) -> (sample, index, *what the derivative needs)."""
+    """(engine, kernel, logits, noise, inner) -> (sample, index, *what the derivative needs)."""
 
     @staticmethod
     def forward(
-        kernel: AbstractKernel, logits: Tensor, noise: Tensor, inner: Tensor, given: bool
+        engine: Engine,
+        kernel: AbstractKernel,
+        logits: Tensor,
+        noise: Tensor,
+        inner: Tensor,
+        given: bool,
     ) -> tuple[Tensor, ...]:
-        return _forward(kernel, logits, noise, inner, given)
+        return _forward(engine, kernel, logits, noise, given)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        kernel, logits, noise, inner, _ = inputs
-        _, index, *saved = output
-        ctx.mark_non_differentiable(index, *saved)
-        ctx.set_materialize_grads(False)
-        ctx.kernel, ctx.saved = kernel, len(saved)
-        # A per-class noise is float64 and only `saved` looks at it: do not keep it alive.
-        kept = noise if kernel.noise == "variable+seed" else index
-        tensors = (logits, index, kept, inner, *saved)
+        tensors = _keep(ctx, inputs, output)
         ctx.save_for_backward(*tensors)
         ctx.save_for_forward(*tensors)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
-        g = None
-        if grads[0] is not None:
-            g = _apply_derivative(ctx.kernel, ctx.saved, *ctx.saved_tensors, grads[0])
-        return None, g, None, None, None
+        return None, None, _along(ctx, grads[0]), None, None, None
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
@@ -220,14 +246,34 @@ class _LaunchBothModes(_Launch):
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Any:
-        t = None
-        if tangents[1] is not None:
-            t = _apply_derivative(ctx.kernel, ctx.saved, *ctx.saved_tensors, tangents[1])
-        return (t, *([None] * (1 + ctx.saved)))
+        return (_along(ctx, tangents[2]), *([None] * (1 + ctx.saved)))
+
+
+class _LaunchUntransformed(Function):
+    """The same where no transform is at work.
+
+    Without setup_context torch binds no signature, which was a third of the time of a small call.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, ...]:
+        engine, kernel, logits, noise, _, given = inputs
+        output = _forward(engine, kernel, logits, noise, given)
+        ctx.save_for_backward(*_keep(ctx, inputs, output))
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        return None, None, _along(ctx, grads[0]), None, None, None
 
 
 def _apply_launch(*args: Any) -> tuple[Tensor, ...]:
-    door = _Launch if torch.compiler.is_compiling() else _LaunchBothModes
+    if torch.compiler.is_compiling():
+        door: type[Function] = _Launch
+    elif _transformed(args[2]):
+        door = _LaunchBothModes
+    else:
+        door = _LaunchUntransformed
     return cast("tuple[Tensor, ...]", door.apply(*args))
 
 
@@ -239,7 +285,7 @@ def launch(
     inner: Tensor | None = None,
     given: bool = True,
     backend: Backend = "auto",
-) -> tuple[Tensor, Tensor]:
+) -> Tensor:
     r"""Run a kernel.
 
     Args:
@@ -248,23 +294,42 @@ def launch(
         noise: uniforms as ``kernel.noise`` says, on the device of the logits.
         inner: Exp(1) draws (\*rows, K, C) for a kernel with inner draws, instead of the counter.
         given: whether the noise came from outside and has to be checked.
-        backend: "auto" or "eager".
+        backend: "auto", or by name what shall run.
 
     Returns:
-        The sample (\*rows, C) in the dtype of the logits, and the class drawn (\*rows), int64.
+        The sample (\*rows, C) in the dtype of the logits.
+
+    Raises:
+        BackendError: no such backend, or it cannot run this.
     """
-    if backend not in ("auto", "eager"):
-        raise BackendError(f"unknown backend {backend!r}. Known: 'auto', 'eager'.")
+    return _launch(kernel, logits, noise, inner, given, backend)[0]
+
+
+def _launch(
+    kernel: AbstractKernel,
+    logits: Tensor,
+    noise: Tensor,
+    inner: Tensor | None,
+    given: bool,
+    backend: Backend,
+) -> tuple[Tensor, ...]:
+    engine = engine_for(backend, kernel, logits)
     # Absent inner draws travel as an empty tensor: a traced context loses a None it should save.
     draws = noise.new_empty(0) if inner is None else inner
-    out = _apply_launch(kernel, logits, noise, draws, given)
-    return out[0], out[1]
+    return _apply_launch(engine, kernel, logits, noise, draws, given)
+
+
+def launch_indexed(
+    kernel: AbstractKernel, logits: Tensor, noise: Tensor, *, given: bool = True
+) -> tuple[Tensor, Tensor]:
+    r"""Run a kernel; return the class drawn (\*rows), int64, too."""
+    z, index, *_ = _launch(kernel, logits, noise, None, given, "auto")
+    return z, index.to(torch.int64)
 
 
 def draw(logits: Tensor, noise: Tensor, *, given: bool = True) -> tuple[Tensor, Tensor]:
     r"""Draw an exact one-hot sample (\*rows, C) and its index (\*rows), without a gradient."""
-    z, index = launch(Exact(), logits.detach(), noise, given=given)
-    return z, index
+    return launch_indexed(Exact(), logits.detach(), noise, given=given)
 
 
 class _Check(Function):

@@ -10,7 +10,7 @@ m-th softmax. Its n-th derivative is sum_m w_m / tau_m^n * d^n softmax(p_m): bac
 mode, double backward and Hessian need nothing else from a kernel.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, NamedTuple
 
@@ -18,11 +18,31 @@ import torch
 from torch import Tensor
 
 from .._random import CounterExponentials, gumbels
-from .._types import NoiseKind
-from .softmax import centre, derivative, inverse_cdf, normalise
+from .._types import NoiseKind, compute_dtype
+from .softmax import centre, inverse_cdf, normalise, one_hot, softmax
+from .softmax import derivative as softmax_derivative
 
 Term = tuple[Tensor, Tensor | float, float]
 """(value p of the softmax, its weight, its temperature)."""
+
+
+class Launched(NamedTuple):
+    """What a backend's forward gives."""
+
+    z: Tensor  # (*rows, C), the sample in the dtype of the logits
+    chosen: Tensor  # (*rows), the class drawn, in any integer dtype
+    total: Tensor  # one number for each row, finite only where the row of logits was sound
+    saved: tuple[Tensor, ...]  # what the backward needs of it
+
+
+class Kept(NamedTuple):
+    """What a backward starts from."""
+
+    logits: Tensor  # (*rows, C)
+    chosen: Tensor  # (*rows), the class drawn, int64
+    noise: Tensor  # of a kernel with a counter, else any tensor
+    inner: Tensor  # Exp(1) draws (*rows, K, C), or empty
+    saved: tuple[Tensor, ...]  # what else the forward left
 
 
 class Drawn(NamedTuple):
@@ -30,22 +50,30 @@ class Drawn(NamedTuple):
 
     chosen: Tensor  # (*rows), index of the class drawn
     total: Tensor  # (*rows, 1), finite only where the row of logits was sound
-    saved: tuple[Tensor, ...]  # what `terms` needs besides index and noise
+    saved: tuple[Tensor, ...]  # what `terms` needs of it
 
 
 class AbstractKernel:
-    r"""A way to draw a sample from logits (\*rows, C), and the surrogate that it is given."""
+    r"""A way to draw a sample from logits (\*rows, C), and the surrogate that it is given.
 
-    noise: ClassVar[NoiseKind]
+    Logits come in float32 or better, and so shifted that the maximum of a row is 0.
+    """
+
+    noise: ClassVar[NoiseKind] = "variable"
     soft: ClassVar[bool] = False  # True: the sample itself is the first saved tensor
 
-    def forward(self, logits: Tensor, noise: Tensor, inner: Tensor) -> Drawn:
-        """Draw, in float32 or better, from logits whose rows have maximum 0."""
-        raise NotImplementedError
+    @property
+    def law(self) -> float:
+        """The temperature of the softmax that D is drawn from."""
+        return 1.0
 
-    def terms(
-        self, index: Tensor, noise: Tensor, inner: Tensor, saved: tuple[Tensor, ...]
-    ) -> Iterable[Term]:
+    def forward(self, logits: Tensor, noise: Tensor) -> Drawn:
+        """Draw D from softmax(logits / law)."""
+        p, total = normalise(logits / self.law)
+        u = noise[..., 0] if self.noise == "variable+seed" else noise
+        return Drawn(inverse_cdf(p, u), total, ())
+
+    def terms(self, kept: Kept) -> Iterable[Term]:
         """List the surrogate's softmaxes."""
         raise NotImplementedError
 
@@ -54,15 +82,7 @@ class AbstractKernel:
 class Exact(AbstractKernel):
     """A draw from softmax(theta) with no surrogate: for estimators that look at f's values."""
 
-    noise: ClassVar[NoiseKind] = "variable"
-
-    def forward(self, logits: Tensor, noise: Tensor, inner: Tensor) -> Drawn:
-        p, total = normalise(logits)
-        return Drawn(inverse_cdf(p, noise), total, ())
-
-    def terms(
-        self, index: Tensor, noise: Tensor, inner: Tensor, saved: tuple[Tensor, ...]
-    ) -> Iterable[Term]:
+    def terms(self, kept: Kept) -> Iterable[Term]:
         return ()
 
 
@@ -72,22 +92,17 @@ class StraightThrough(AbstractKernel):
 
     tau: float
     importance: bool = False
-    noise: ClassVar[NoiseKind] = "variable"
 
-    def forward(self, logits: Tensor, noise: Tensor, inner: Tensor) -> Drawn:
-        p, total = normalise(logits)
-        index = inverse_cdf(p, noise)
-        soft = p if self.tau == 1.0 else normalise(logits / self.tau)[0]
-        if not self.importance:
-            return Drawn(index, total, (soft,))
-        alive = (logits > -torch.inf).sum(-1, keepdim=True)
-        drawn = p.gather(-1, index.unsqueeze(-1)).clamp_min(1e-12)
-        return Drawn(index, total, (soft, 1.0 / (alive * drawn)))
+    def terms(self, kept: Kept) -> Iterable[Term]:
+        weight = importance(kept.logits, kept.chosen) if self.importance else 1.0
+        return ((softmax(kept.logits / self.tau), weight, self.tau),)
 
-    def terms(
-        self, index: Tensor, noise: Tensor, inner: Tensor, saved: tuple[Tensor, ...]
-    ) -> Iterable[Term]:
-        return ((saved[0], saved[1] if self.importance else 1.0, self.tau),)
+
+def importance(logits: Tensor, index: Tensor) -> Tensor:
+    r"""Return 1 / (N pi_D), (\*rows, 1), N the classes not masked."""
+    alive = (logits > -torch.inf).sum(-1, keepdim=True)
+    drawn = softmax(logits).gather(-1, index.unsqueeze(-1)).clamp_min(1e-12)
+    return 1.0 / (alive * drawn)
 
 
 @dataclass(frozen=True)
@@ -96,18 +111,14 @@ class DecoupledStraightThrough(AbstractKernel):
 
     tau_forward: float
     tau_backward: float
-    noise: ClassVar[NoiseKind] = "variable"
 
-    def forward(self, logits: Tensor, noise: Tensor, inner: Tensor) -> Drawn:
-        p, total = normalise(logits / self.tau_forward)
-        alike = self.tau_backward == self.tau_forward
-        soft = p if alike else normalise(logits / self.tau_backward)[0]
-        return Drawn(inverse_cdf(p, noise), total, (soft,))
+    @property
+    def law(self) -> float:
+        """The temperature of the softmax that D is drawn from."""
+        return self.tau_forward
 
-    def terms(
-        self, index: Tensor, noise: Tensor, inner: Tensor, saved: tuple[Tensor, ...]
-    ) -> Iterable[Term]:
-        return ((saved[0], 1.0, self.tau_backward),)
+    def terms(self, kept: Kept) -> Iterable[Term]:
+        return ((softmax(kept.logits / self.tau_backward), 1.0, self.tau_backward),)
 
 
 @dataclass(frozen=True)
@@ -117,15 +128,13 @@ class GumbelSoftmax(AbstractKernel):
     tau: float
     noise: ClassVar[NoiseKind] = "class"
 
-    def forward(self, logits: Tensor, noise: Tensor, inner: Tensor) -> Drawn:
+    def forward(self, logits: Tensor, noise: Tensor) -> Drawn:
         perturbed = logits + gumbels(noise, logits.dtype)
         relaxed, total = normalise(centre(perturbed) / self.tau)
         return Drawn(perturbed.argmax(-1), total, (relaxed,))
 
-    def terms(
-        self, index: Tensor, noise: Tensor, inner: Tensor, saved: tuple[Tensor, ...]
-    ) -> Iterable[Term]:
-        return ((saved[0], 1.0, self.tau),)
+    def terms(self, kept: Kept) -> Iterable[Term]:
+        return ((kept.saved[0], 1.0, self.tau),)
 
 
 @dataclass(frozen=True)
@@ -143,25 +152,20 @@ class GumbelRao(AbstractKernel):
     k: int
     noise: ClassVar[NoiseKind] = "variable+seed"
 
-    def forward(self, logits: Tensor, noise: Tensor, inner: Tensor) -> Drawn:
-        p, total = normalise(logits)
-        return Drawn(inverse_cdf(p, noise[..., 0]), total, (p,))
-
-    def terms(
-        self, index: Tensor, noise: Tensor, inner: Tensor, saved: tuple[Tensor, ...]
-    ) -> Iterator[Term]:
-        (p,) = saved
-        for e in inner_draws(noise, inner, self.k, p):
-            yield conditional_relaxation(p, index, e, self.tau), 1.0 / self.k, self.tau
+    def terms(self, kept: Kept) -> Iterator[Term]:
+        p = softmax(kept.logits)
+        for e in inner_draws(kept, self.k):
+            yield conditional_relaxation(p, kept.chosen, e, self.tau), 1.0 / self.k, self.tau
 
 
-def inner_draws(noise: Tensor, inner: Tensor, count: int, like: Tensor) -> Iterator[Tensor]:
+def inner_draws(kept: Kept, count: int) -> Iterator[Tensor]:
     """Give the inner Exp(1) draws one by one: those prescribed, or those of the row's counter."""
-    if inner.numel() == 0:
-        draw = CounterExponentials(noise[..., 1], like.shape[-1], like.dtype)
+    if kept.inner.numel() == 0:
+        classes, dtype = kept.logits.shape[-1], kept.logits.dtype
+        draw = CounterExponentials(kept.noise[..., 1], classes, dtype)
         yield from (draw(k) for k in range(count))
     else:
-        yield from (e.to(like.dtype) for e in inner.unbind(-2))
+        yield from (e.to(kept.logits.dtype) for e in kept.inner.unbind(-2))
 
 
 def conditional_relaxation(p: Tensor, index: Tensor, e: Tensor, tau: float) -> Tensor:
@@ -189,29 +193,21 @@ class GappedStraightThrough(AbstractKernel):
 
     tau: float
     gap: float | Literal["p"]
-    noise: ClassVar[NoiseKind] = "variable"
 
-    def forward(self, logits: Tensor, noise: Tensor, inner: Tensor) -> Drawn:
-        p, total = normalise(logits)
-        index = inverse_cdf(p, noise)
-        at = index.unsqueeze(-1)
+    def terms(self, kept: Kept) -> Iterable[Term]:
+        logits, at = kept.logits, kept.chosen.unsqueeze(-1)
         gap: Tensor | float
         if self.gap == "p":
             # Conditional mean of the gap between winner and runner-up under Gumbel noise; the
             # guard keeps it finite where pi_D rounds to 1.
-            drawn = p.gather(-1, at).clamp_min(1e-20) * (1.0 - 1e-5)
+            drawn = softmax(logits).gather(-1, at).clamp_min(1e-20) * (1.0 - 1e-5)
             gap = -torch.log1p(-drawn) / drawn
         else:
             gap = self.gap
         pushed = logits.minimum(-torch.as_tensor(gap, dtype=logits.dtype, device=logits.device))
         drawn = logits.gather(-1, at)
         lifted = pushed.scatter(-1, at, drawn - drawn)  # 0, or NaN in an unsound row
-        return Drawn(index, total, (normalise(lifted / self.tau)[0],))
-
-    def terms(
-        self, index: Tensor, noise: Tensor, inner: Tensor, saved: tuple[Tensor, ...]
-    ) -> Iterable[Term]:
-        return ((saved[0], 1.0, self.tau),)
+        return ((softmax(lifted / self.tau), 1.0, self.tau),)
 
 
 @dataclass(frozen=True)
@@ -223,19 +219,11 @@ class ReinMax(AbstractKernel):
     """
 
     tau: float
-    noise: ClassVar[NoiseKind] = "variable"
 
-    def forward(self, logits: Tensor, noise: Tensor, inner: Tensor) -> Drawn:
-        p, total = normalise(logits)
-        index = inverse_cdf(p, noise)
-        if self.tau == 1.0:
-            return Drawn(index, total, (p,))
-        return Drawn(index, total, (p, normalise(logits / self.tau)[0]))
-
-    def terms(
-        self, index: Tensor, noise: Tensor, inner: Tensor, saved: tuple[Tensor, ...]
-    ) -> Iterable[Term]:
-        return ((halfway(saved[-1], index), 2.0, 1.0), (saved[0], -0.5, 1.0))
+    def terms(self, kept: Kept) -> Iterable[Term]:
+        p = softmax(kept.logits)
+        smooth = p if self.tau == 1.0 else softmax(kept.logits / self.tau)
+        return ((halfway(smooth, kept.chosen), 2.0, 1.0), (p, -0.5, 1.0))
 
 
 def halfway(p: Tensor, index: Tensor) -> Tensor:
@@ -255,17 +243,11 @@ class ReinMaxRao(AbstractKernel):
     k: int
     noise: ClassVar[NoiseKind] = "variable+seed"
 
-    def forward(self, logits: Tensor, noise: Tensor, inner: Tensor) -> Drawn:
-        p, total = normalise(logits)
-        return Drawn(inverse_cdf(p, noise[..., 0]), total, (p,))
-
-    def terms(
-        self, index: Tensor, noise: Tensor, inner: Tensor, saved: tuple[Tensor, ...]
-    ) -> Iterator[Term]:
-        (p,) = saved
-        middle = halfway(p, index)
-        for e in inner_draws(noise, inner, self.k, p):
-            yield conditional_relaxation(middle, index, e, self.tau), 2.0 / self.k, self.tau
+    def terms(self, kept: Kept) -> Iterator[Term]:
+        p = softmax(kept.logits)
+        middle = halfway(p, kept.chosen)
+        for e in inner_draws(kept, self.k):
+            yield conditional_relaxation(middle, kept.chosen, e, self.tau), 2.0 / self.k, self.tau
         yield p, -0.5, 1.0
 
 
@@ -282,25 +264,42 @@ class ReinMaxCV(AbstractKernel):
     tau_cv: float
     noise: ClassVar[NoiseKind] = "variable+seed"
 
-    def forward(self, logits: Tensor, noise: Tensor, inner: Tensor) -> Drawn:
-        return ReinMax(self.tau).forward(logits, noise[..., 0], inner)
-
-    def terms(
-        self, index: Tensor, noise: Tensor, inner: Tensor, saved: tuple[Tensor, ...]
-    ) -> Iterator[Term]:
-        yield from ReinMax(self.tau).terms(index, noise, inner, saved)
+    def terms(self, kept: Kept) -> Iterator[Term]:
+        yield from ReinMax(self.tau).terms(kept)
         if self.eta == 0.0:
             return
-        middle = halfway(saved[0], index)
-        for k, e in enumerate(inner_draws(noise, inner, self.k + 1, middle)):
+        middle = halfway(softmax(kept.logits), kept.chosen)
+        for k, e in enumerate(inner_draws(kept, self.k + 1)):
             weight = self.eta / self.k if k < self.k else -self.eta
-            yield conditional_relaxation(middle, index, e, self.tau_cv), weight, self.tau_cv
+            yield conditional_relaxation(middle, kept.chosen, e, self.tau_cv), weight, self.tau_cv
 
 
 def contract(terms: Iterable[Term], directions: tuple[Tensor, ...]) -> Tensor:
     """Sum the surrogate's derivative of order ``len(directions)``, one term at a time."""
     out: Tensor | None = None
     for p, weight, tau in terms:
-        share = derivative(p, directions) * (weight * tau ** -len(directions))
+        share = softmax_derivative(p, directions) * (weight * tau ** -len(directions))
         out = share if out is None else out + share
     return torch.zeros_like(directions[0]) if out is None else out
+
+
+def forward(kernel: AbstractKernel, logits: Tensor, noise: Tensor) -> Launched:
+    r"""Draw for logits (\*rows, C) of any dtype; an unsound row has a total of NaN."""
+    drawn = kernel.forward(centre(logits.to(compute_dtype(logits.dtype))), noise)
+    if kernel.soft:
+        z = drawn.saved[0].to(logits.dtype, copy=True)  # `saved` is kept, z may be written to
+    else:
+        z = one_hot(drawn.chosen, logits.shape[-1], logits.dtype)
+    return Launched(z, drawn.chosen, drawn.total.squeeze(-1), drawn.saved)
+
+
+def derivative(kernel: AbstractKernel, kept: Kept, directions: Sequence[Tensor]) -> Tensor:
+    r"""Differentiate the surrogate along directions (\*rows, C), in the dtype of the logits."""
+    dtype = compute_dtype(kept.logits.dtype)
+    terms = kernel.terms(kept._replace(logits=centre(kept.logits.to(dtype))))
+    return contract(terms, tuple(d.to(dtype) for d in directions)).to(kept.logits.dtype)
+
+
+def backward(kernel: AbstractKernel, kept: Kept, g: Tensor) -> Tensor:
+    r"""Return the first derivative along g (\*rows, C), in the dtype of the logits."""
+    return derivative(kernel, kept, (g,))

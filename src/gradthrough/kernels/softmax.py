@@ -28,6 +28,11 @@ def normalise(x: Tensor) -> tuple[Tensor, Tensor]:
     return e / total, total
 
 
+def softmax(x: Tensor) -> Tensor:
+    """Return the softmax of centred rows."""
+    return normalise(x)[0]
+
+
 def inverse_cdf(p: Tensor, u: Tensor) -> Tensor:
     r"""Draw a class index (\*rows) from probabilities p (\*rows, C) and uniforms u (\*rows)."""
     cdf = p.cumsum(-1, dtype=torch.float64)  # float32 sums lose classes in a long row

@@ -1,0 +1,104 @@
+"""Two classes: all is a function of the difference of their logits.
+
+A softmax with value (1 - s, s) has the derivative s (1 - s) (g_1 - g_0) (-1, 1), so a surrogate
+comes down to one number for each row, the sum of w s (1 - s) / tau over its softmaxes.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .eager import (
+    AbstractKernel,
+    DecoupledStraightThrough,
+    GappedStraightThrough,
+    GumbelSoftmax,
+    ReinMax,
+    SoftGumbelSoftmax,
+    StraightThrough,
+)
+
+
+class Pair(NamedTuple):
+    """Rows of two classes."""
+
+    lead: Tensor  # (R), theta_1 - theta_0, inf or -inf where one class is masked
+    chosen: Tensor  # (R), the class drawn, int64
+    saved: tuple[Tensor, ...]  # (R, 2) each
+
+
+def draw(rows: Tensor, u: Tensor, law: float) -> Tensor:
+    """Draw classes (N, R), bool, with u (N, R) from softmax(rows / law), rows (R, 2)."""
+    # In float64, where 1 - p has room for a rare class 0 and p for a rare class 1.
+    behind = (rows[:, 0] - rows[:, 1]).to(torch.float64)
+    if law != 1.0:
+        behind = behind / law
+    return u >= behind.sigmoid_()
+
+
+def slope(kernel: AbstractKernel, pair: Pair) -> Tensor:
+    """Return sum_m w_m s_m (1 - s_m) / tau_m for each row."""
+    return _SLOPES[type(kernel)](kernel, pair)
+
+
+def covers(kernel: AbstractKernel) -> bool:
+    """Return whether a kernel is written out here."""
+    return type(kernel) in _SLOPES
+
+
+def _bump(x: Tensor) -> Tensor:
+    """Return s (1 - s), s = sigmoid(x), without losing the small one of the two."""
+    s = x.abs().neg_().sigmoid_()
+    return s.mul_(1.0 - s)
+
+
+def _straight_through(kernel: StraightThrough, pair: Pair) -> Tensor:
+    out = _bump(pair.lead / kernel.tau).div_(kernel.tau)
+    if not kernel.importance:
+        return out
+    alive = 2 - pair.lead.isinf().to(torch.int64)
+    return out.div_(alive * _drawn(pair).sigmoid_().clamp_min_(1e-12))
+
+
+def _drawn(pair: Pair) -> Tensor:
+    """Return the logit of the class drawn less that of the other."""
+    return torch.where(pair.chosen.to(torch.bool), pair.lead, -pair.lead)
+
+
+def _decoupled(kernel: DecoupledStraightThrough, pair: Pair) -> Tensor:
+    return _bump(pair.lead / kernel.tau_backward).div_(kernel.tau_backward)
+
+
+def _gumbel_softmax(kernel: GumbelSoftmax, pair: Pair) -> Tensor:
+    relaxed = pair.saved[0]
+    return (relaxed[:, 0] * relaxed[:, 1]).div_(kernel.tau)
+
+
+def _reinmax(kernel: ReinMax, pair: Pair) -> Tensor:
+    other = _drawn(pair).neg_()
+    if kernel.tau == 1.0:
+        return other.sigmoid_().mul_(0.5)
+    half = (other / kernel.tau).sigmoid_().mul_(0.5)  # the point in the middle is (half, 1 - half)
+    return (1.0 - half).mul_(half).mul_(2.0).sub_(_bump(other).mul_(0.5))
+
+
+def _gapped(kernel: GappedStraightThrough, pair: Pair) -> Tensor:
+    ahead = _drawn(pair)
+    if kernel.gap == "p":
+        share = ahead.sigmoid().clamp_min_(1e-20).mul_(1.0 - 1e-5)
+        pushed = (-ahead).minimum(torch.log1p(-share).div_(share))
+    else:
+        pushed = (-ahead).clamp_max_(-kernel.gap)
+    return _bump(pushed.div_(kernel.tau)).div_(kernel.tau)
+
+
+_SLOPES: dict[type[AbstractKernel], Callable[[Any, Pair], Tensor]] = {
+    StraightThrough: _straight_through,
+    DecoupledStraightThrough: _decoupled,
+    GumbelSoftmax: _gumbel_softmax,
+    SoftGumbelSoftmax: _gumbel_softmax,
+    GappedStraightThrough: _gapped,
+    ReinMax: _reinmax,
+}

@@ -1,0 +1,90 @@
+"""Draws by inverse cdf: one uniform for a row, sums in float64 that a long row can afford."""
+
+import torch
+from torch import Tensor
+
+_SHORT = 256  # classes that are summed up one by one, at most
+
+# The threshold is kept strictly below the total, also for the largest u: then a class whose cdf
+# exceeds it exists, and the first of them never has probability 0.
+_BELOW = 1.0 - 2.0**-52
+
+
+def draw(p: Tensor, u: Tensor, dim: int) -> Tensor:
+    """Draw N classes for each row: each the first whose cdf exceeds u times the total.
+
+    Args:
+        p: probabilities, (C, R) for dim 0 or (R, C) for dim -1; a row of NaN draws any class.
+        u: float64 uniforms (N, R).
+        dim: that of the classes.
+
+    Returns:
+        int64 (N, R).
+    """
+    if dim == 0:
+        return _among_columns(p, u)
+    if p.shape[-1] <= _SHORT:
+        return _search(p, u.t())[0].t()
+    return _in_two_stages(p, u.t()).t()
+
+
+def _among_columns(p: Tensor, u: Tensor) -> Tensor:
+    if torch.compiler.is_compiling():
+        return _class_by_class(p, u)
+    cdf = p.to(torch.float64).cumsum(0)
+    reached = cdf.unsqueeze(1) <= u * (cdf[-1] * _BELOW)
+    return reached.sum(0, dtype=torch.uint8).to(torch.int64)
+
+
+def _class_by_class(p: Tensor, u: Tensor) -> Tensor:
+    """Return the same as one loop of a compiler's making."""
+    classes = p.unbind(0)
+    total = classes[0].to(torch.float64)
+    for one in classes[1:]:
+        total = total + one
+    threshold = u * (total * _BELOW)
+    reached = classes[0].to(torch.float64)
+    index = torch.zeros_like(u, dtype=torch.int64)
+    for one in classes[1:]:
+        index = index + (reached <= threshold)
+        reached = reached + one
+    return index
+
+
+def _search(p: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+    """Draw from weights p (R, C) with u (R, N); return the indices (R, N), and the cdf (R, C)."""
+    cdf = p.to(torch.float64).cumsum(-1)
+    index = torch.searchsorted(cdf, u * (cdf[:, -1:] * _BELOW), right=True)
+    return index.clamp_max_(p.shape[-1] - 1), cdf  # NaN is beyond all
+
+
+def _in_two_stages(p: Tensor, u: Tensor) -> Tensor:
+    """Draw a block, then a class of it, for u (R, N).
+
+    One sum over the row gives the masses of its blocks; only those, and the classes of the block
+    drawn, are summed up one by one. Rare classes lose no bits: the sums that are not in float64
+    are over about sqrt(C) numbers, and for each block alone.
+    """
+    classes = p.shape[-1]
+    size = _block(classes)
+    blocks, rest = divmod(classes, size)
+    masses = p[:, : blocks * size].view(-1, blocks, size).sum(-1)
+    if rest:
+        masses = torch.cat((masses, p[:, -rest:].sum(-1, keepdim=True)), -1)
+    block, cdf = _search(masses, u)
+    start = cdf.gather(-1, (block - 1).clamp_min_(0)).masked_fill_(block == 0, 0.0)
+    # What is left of u within the block drawn, from 0 to 1.
+    left = (u * (cdf[:, -1:] * _BELOW) - start) / (cdf.gather(-1, block) - start)
+    members = block.unsqueeze(-1) * size + torch.arange(size, device=p.device)
+    weights = p.gather(-1, members.clamp_max(classes - 1).flatten(1)).view(members.shape)
+    if rest:
+        weights.masked_fill_(members >= classes, 0.0)
+    inside, _ = _search(weights.flatten(0, 1), left.clamp_(0.0, 1.0 - 2.0**-53).reshape(-1, 1))
+    return block * size + inside.view(block.shape)
+
+
+def _block(classes: int) -> int:
+    """Return about sqrt(classes), a divisor if there is one near."""
+    root = round(classes**0.5)
+    near = range(root, max(root // 2, 1) - 1, -1)
+    return next((size for size in near if classes % size == 0), root)

@@ -1,0 +1,218 @@
+"""The pathwise kernels in plain torch, arranged for speed; ``eager`` says what they compute.
+
+A draw takes one uniform for a variable and no cumulative sum over a long row; a first derivative
+takes the softmax again, so that nothing of the size of the logits is kept but the logits. The
+sums run in another order than in ``eager``: equal to rounding.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .._types import compute_dtype
+from . import binary, eager
+from .drawing import draw
+from .eager import (
+    AbstractKernel,
+    DecoupledStraightThrough,
+    GappedStraightThrough,
+    GumbelSoftmax,
+    Kept,
+    Launched,
+    ReinMax,
+    SoftGumbelSoftmax,
+    StraightThrough,
+)
+from .layout import Layout, parts
+
+_LEAST = 2.0**-54
+
+
+def forward(kernel: AbstractKernel, logits: Tensor, noise: Tensor) -> Launched:
+    r"""Draw for logits (\*rows, C); an unsound row gives any class and a total of NaN.
+
+    One dim of the rows may be of size 1 where the noise has more: one softmax, several draws.
+    """
+    rows = logits.reshape(-1, logits.shape[-1])
+    lead, form = logits.shape[:-1], (logits.shape[-1], logits.dtype)
+    if isinstance(kernel, GumbelSoftmax):
+        index, total, relaxed = _relax(kernel.tau, rows, noise.reshape(rows.shape))
+        saved: tuple[Tensor, ...] = (relaxed.reshape(logits.shape),)
+        # What is kept of a soft sample is marked constant; the sample may be written to.
+        soft = kernel.soft
+        index = index.reshape(lead)
+        z = saved[0].to(logits.dtype, copy=True) if soft else _corner(index, *form)
+        return Launched(z, index, total.reshape(lead), saved)
+    u = noise[..., 0] if kernel.noise == "variable+seed" else noise
+    wide = next((d for d, size in enumerate(lead) if u.shape[d] != size), None)
+    u = u.unsqueeze(0) if wide is None else u.movedim(wide, 0)
+    index, total = _sample(kernel.law, rows, u.reshape(u.shape[0], rows.shape[0]))
+    index = index.reshape(u.shape)
+    index = index.squeeze(0) if wide is None else index.movedim(0, wide)
+    return Launched(_corner(index, *form), index, total.reshape(lead), ())
+
+
+def _sample(law: float, rows: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+    """Draw classes (N, R) from softmax(rows / law) with u (N, R); return the totals (R), too."""
+    if rows.shape[-1] == 2:
+        x = rows.to(compute_dtype(rows.dtype))
+        return binary.draw(x, u, law), x[:, 0].maximum(x[:, 1])
+    layout = Layout(rows.shape[-1])
+    drawn: list[Tensor] = []
+    total: list[Tensor] = []
+    for part in parts(rows):
+        p = _softmax(layout.arrange(rows[part]), law, layout.dim)
+        drawn.append(draw(p, u[:, part], layout.dim))
+        total.append(p.select(layout.dim, 0))
+    return _joined(drawn), _joined(total)
+
+
+def _joined(pieces: list[Tensor]) -> Tensor:
+    return pieces[0] if len(pieces) == 1 else torch.cat(pieces, -1)
+
+
+def _corner(index: Tensor, classes: int, dtype: torch.dtype) -> Tensor:
+    r"""Return exact zeros and ones (\*rows, C) for classes (\*rows): no view, it is written to."""
+    shape = (*index.shape, classes)
+    if classes == 2 and dtype in (torch.float32, torch.float64):
+        one = index.to(dtype)
+        if torch.compiler.is_compiling():
+            return torch.stack((1.0 - one, one), -1)
+        z = torch.empty(shape, dtype=dtype, device=index.device)
+        torch.complex(1.0 - one, one, out=torch.view_as_complex(z))  # quickest way to interleave
+        return z
+    z = torch.zeros(shape, dtype=dtype, device=index.device)
+    z.view(-1, classes).scatter_(-1, index.to(torch.int64).reshape(-1, 1), 1.0)
+    return z
+
+
+def _relax(tau: float, rows: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the class (R), the total (R) and the relaxed point (R, C) of Gumbel-Softmax."""
+    layout = Layout(rows.shape[-1])
+    relaxed = torch.empty(rows.shape, dtype=compute_dtype(rows.dtype), device=rows.device)
+    drawn: list[Tensor] = []
+    for part in parts(rows):
+        # log Exp(1) as in _random.gumbels, on one buffer.
+        minus = noise[part].clamp_min(_LEAST).neg_().log1p_().to(relaxed.dtype)
+        x = layout.arrange(rows[part])
+        x = x - x.amax(layout.dim, keepdim=True)
+        x.sub_(layout.arrange(minus).neg_().log_())
+        top, index = x.max(layout.dim, keepdim=True)
+        soft = torch.softmax(x.sub_(top).div_(tau), layout.dim)
+        relaxed[part] = layout.restore(soft)
+        drawn.append(index.reshape(-1))
+    return _joined(drawn), relaxed[:, 0], relaxed
+
+
+class _Part(NamedTuple):
+    """Some of the rows, laid out."""
+
+    x: Tensor  # logits, (C, R) or (R, C), in float32 or better
+    at: Tensor  # the class drawn, (1, R) or (R, 1)
+    g: Tensor  # the direction, as x
+    saved: tuple[Tensor, ...]  # as x
+
+
+def backward(kernel: AbstractKernel, kept: Kept, g: Tensor) -> Tensor:
+    r"""Return the first derivative along g (\*rows, C), in the dtype of the logits."""
+    derivative = _DERIVATIVES.get(type(kernel))
+    if derivative is None:
+        return eager.backward(kernel, kept, g)
+    shape = kept.logits.shape
+    rows, g = kept.logits.reshape(-1, shape[-1]), g.reshape(-1, shape[-1])
+    index, saved = kept.chosen.reshape(-1), tuple(x.reshape(rows.shape) for x in kept.saved)
+    if shape[-1] == 2 and binary.covers(kernel):
+        return _of_pairs(kernel, rows, index, saved, g).reshape(shape)
+    layout = Layout(shape[-1])
+    out = torch.empty(rows.shape, dtype=rows.dtype, device=rows.device)
+    for part in parts(rows):
+        piece = _Part(
+            layout.arrange(rows[part]),
+            layout.each(index[part]),
+            layout.arrange(g[part]),
+            tuple(layout.arrange(x[part]) for x in saved),
+        )
+        out[part] = layout.restore(derivative(kernel, piece, layout.dim))
+    return out.reshape(shape)
+
+
+def _of_pairs(
+    kernel: AbstractKernel, rows: Tensor, index: Tensor, saved: tuple[Tensor, ...], g: Tensor
+) -> Tensor:
+    x, g = (t.to(compute_dtype(t.dtype)) for t in (rows, g))
+    slope = binary.slope(kernel, binary.Pair(x[:, 1] - x[:, 0], index, saved))
+    one = slope.mul_(g[:, 1] - g[:, 0])
+    return torch.view_as_real(torch.complex(-one, one)).to(rows.dtype)
+
+
+def _softmax(x: Tensor, tau: float, dim: int) -> Tensor:
+    if tau == 1.0:
+        return torch.softmax(x, dim)
+    # Centred before the division, which would round what the logits share.
+    return torch.softmax((x - x.amax(dim, keepdim=True)).div_(tau), dim)
+
+
+def _along(p: Tensor, g: Tensor, dim: int) -> Tensor:
+    """Return p * (g - p.g), the derivative of a softmax at value p."""
+    return (g - (p * g).sum(dim, keepdim=True)).mul_(p)
+
+
+def _straight_through(kernel: StraightThrough, part: _Part, dim: int) -> Tensor:
+    out = _along(_softmax(part.x, kernel.tau, dim), part.g, dim)
+    if not kernel.importance:
+        return out if kernel.tau == 1.0 else out.div_(kernel.tau)
+    alive = (part.x > -torch.inf).sum(dim, keepdim=True)
+    drawn = torch.softmax(part.x, dim).gather(dim, part.at).clamp_min_(1e-12)
+    return out.div_(alive * drawn * kernel.tau)
+
+
+def _decoupled(kernel: DecoupledStraightThrough, part: _Part, dim: int) -> Tensor:
+    p = _softmax(part.x, kernel.tau_backward, dim)
+    return _along(p, part.g, dim).div_(kernel.tau_backward)
+
+
+def _gumbel_softmax(kernel: GumbelSoftmax, part: _Part, dim: int) -> Tensor:
+    return _along(part.saved[0], part.g, dim).div_(kernel.tau)
+
+
+def _reinmax(kernel: ReinMax, part: _Part, dim: int) -> Tensor:
+    """Return 2 J((D + q) / 2) g - J(p) g / 2 with p, q the softmaxes at 1 and tau.
+
+    The first part is (D + q) * (g - (g_D + q.g) / 2). For p = q all but D's share collapses to
+    p * (g - g_D) / 2.
+    """
+    x, at, g, _ = part
+    drawn = g.gather(dim, at)
+    p = torch.softmax(x, dim)
+    mean = (p * g).sum(dim, keepdim=True)
+    if kernel.tau == 1.0:
+        out = (g - drawn).mul_(p).mul_(0.5)
+        return out.scatter_add_(dim, at, (drawn - mean).mul_(0.5))
+    q = _softmax(x, kernel.tau, dim)
+    middle = (q * g).sum(dim, keepdim=True).add_(drawn).mul_(0.5)
+    out = (g - middle).mul_(q).sub_((g - mean).mul_(p).mul_(0.5))
+    return out.scatter_add_(dim, at, drawn - middle)
+
+
+def _gapped(kernel: GappedStraightThrough, part: _Part, dim: int) -> Tensor:
+    x = part.x - part.x.amax(dim, keepdim=True)
+    drawn = x.gather(dim, part.at)
+    if kernel.gap == "p":
+        share = torch.softmax(x, dim).gather(dim, part.at).clamp_min_(1e-20).mul_(1.0 - 1e-5)
+        x = x.minimum(torch.log1p(-share).div_(share))
+    else:
+        x.clamp_max_(-kernel.gap)
+    x.scatter_(dim, part.at, drawn - drawn)  # 0, or NaN in an unsound row
+    return _along(torch.softmax(x.div_(kernel.tau), dim), part.g, dim).div_(kernel.tau)
+
+
+_DERIVATIVES: dict[type[AbstractKernel], Callable[[Any, _Part, int], Tensor]] = {
+    StraightThrough: _straight_through,
+    DecoupledStraightThrough: _decoupled,
+    GumbelSoftmax: _gumbel_softmax,
+    SoftGumbelSoftmax: _gumbel_softmax,
+    GappedStraightThrough: _gapped,
+    ReinMax: _reinmax,
+}

@@ -1,0 +1,57 @@
+"""How rows of logits lie in memory while a kernel works.
+
+Rows (R, C) of few classes are laid out class by class, (C, R): torch's softmax over a short last
+dim is several times slower than over a short first dim. Longer rows stay as they are. Either way a
+kernel works along ``layout.dim``, and a number for each row has size 1 there.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from .._types import compute_dtype
+
+_CLASS_MAJOR = 20  # classes, at most; about where the two softmaxes take the same time
+_COLUMNS = 4  # that are copied one by one, at most: torch transposes a narrow matrix slowly
+_PART = 2**17  # elements: buffers of half a megabyte, of which a core's cache holds a few
+
+
+class Layout:
+    """The layout for rows of so many classes."""
+
+    def __init__(self, classes: int) -> None:
+        self.classes = classes
+        self.dim = 0 if classes <= _CLASS_MAJOR else -1
+
+    def arrange(self, rows: Tensor) -> Tensor:
+        """Lay (R, C) out in float32 or better. The result may share memory with `rows`."""
+        rows = rows.to(compute_dtype(rows.dtype))
+        if self.dim == -1:
+            return rows
+        if self.classes <= _COLUMNS:
+            return torch.stack(rows.unbind(-1))
+        return rows.t().contiguous()
+
+    def each(self, x: Tensor) -> Tensor:
+        """Lay a number for each row (R) out: (1, R) or (R, 1)."""
+        return x.unsqueeze(self.dim)
+
+    def restore(self, x: Tensor) -> Tensor:
+        """Return what was laid out as (R, C), a view."""
+        return x if self.dim == -1 else x.t()
+
+
+def parts(rows: Tensor) -> Iterator[slice]:
+    """Cut rows (R, C) into parts to work on one by one.
+
+    On CPU, where a kernel's buffers then stay in the cache and within the memory that the process
+    holds already: fresh pages cost several times the arithmetic.
+    """
+    count, classes = rows.shape
+    if rows.device.type != "cpu" or torch.compiler.is_compiling():
+        yield slice(count)
+        return
+    size = max(_PART // classes, 1)
+    for start in range(0, max(count, 1), size):
+        yield slice(start, min(start + size, count))
