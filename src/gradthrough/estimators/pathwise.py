@@ -91,15 +91,18 @@ def sample_along(
 ) -> Tensor:
     """Run (rows of logits, noise, whether it was given) -> samples along any dim of bare logits."""
     check_logits(logits, dim)
-    rows = logits.movedim(dim, -1)
+    last = dim in (-1, logits.ndim - 1)  # then spare the graph two views
+    rows = logits if last else logits.movedim(dim, -1)
     shape = noise_shape(kind, tuple(rows.shape[:-1]), rows.shape[-1])
     if noise is None:
         u = uniforms(shape, logits.device, generator)
     elif kind == "class":
-        u = check_noise(noise, tuple(logits.shape), logits, generator).movedim(dim, -1)
+        u = check_noise(noise, tuple(logits.shape), logits, generator)
+        u = u if last else u.movedim(dim, -1)
     else:
         u = check_noise(noise, shape, logits, generator)
-    return run(rows, u, noise is not None).movedim(-1, dim)
+    z = run(rows, u, noise is not None)
+    return z if last else z.movedim(-1, dim)
 
 
 def sample(

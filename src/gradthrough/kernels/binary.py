@@ -30,12 +30,12 @@ class Pair(NamedTuple):
 
 
 def draw(rows: Tensor, u: Tensor, law: float) -> Tensor:
-    """Draw classes (N, R), bool, with u (N, R) from softmax(rows / law), rows (R, 2)."""
+    """Draw classes (R, N), bool, with u (R, N) from softmax(rows / law), rows (R, 2)."""
     # In float64, where 1 - p has room for a rare class 0 and p for a rare class 1.
     behind = (rows[:, 0] - rows[:, 1]).to(torch.float64)
     if law != 1.0:
         behind = behind / law
-    return u >= behind.sigmoid_()
+    return u >= behind.sigmoid_().unsqueeze(-1)
 
 
 def slope(kernel: AbstractKernel, pair: Pair) -> Tensor:

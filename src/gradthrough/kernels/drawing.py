@@ -15,30 +15,29 @@ def draw(p: Tensor, u: Tensor, dim: int) -> Tensor:
 
     Args:
         p: probabilities, (C, R) for dim 0 or (R, C) for dim -1; a row of NaN draws any class.
-        u: float64 uniforms (N, R).
+        u: float64 uniforms (R, N).
         dim: that of the classes.
 
     Returns:
-        int64 (N, R).
+        (R, N), of a dtype of integers that holds it.
     """
     if dim == 0:
         return _among_columns(p, u)
     if p.shape[-1] <= _SHORT:
-        return _search(p, u.t())[0].t()
-    return _in_two_stages(p, u.t()).t()
+        return _search(p, u)[0]
+    return _in_two_stages(p, u)
 
 
 def _among_columns(p: Tensor, u: Tensor) -> Tensor:
     if torch.compiler.is_compiling():
         return _class_by_class(p, u)
-    cdf = p.to(torch.float64).cumsum(0)
-    reached = cdf.unsqueeze(1) <= u * (cdf[-1] * _BELOW)
-    return reached.sum(0, dtype=torch.uint8).to(torch.int64)
+    cdf = p.cumsum(0, dtype=torch.float64).unsqueeze(-1)
+    return (cdf <= u * (cdf[-1] * _BELOW)).sum(0, dtype=torch.uint8)
 
 
 def _class_by_class(p: Tensor, u: Tensor) -> Tensor:
     """Return the same as one loop of a compiler's making."""
-    classes = p.unbind(0)
+    classes = p.unsqueeze(-1).unbind(0)
     total = classes[0].to(torch.float64)
     for one in classes[1:]:
         total = total + one

@@ -5,7 +5,7 @@ takes the softmax again, so that nothing of the size of the logits is kept but t
 sums run in another order than in ``eager``: equal to rounding.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -25,7 +25,7 @@ from .eager import (
     SoftGumbelSoftmax,
     StraightThrough,
 )
-from .layout import Layout, parts
+from .layout import Layout, joined, parts
 
 _LEAST = 2.0**-54
 
@@ -47,30 +47,26 @@ def forward(kernel: AbstractKernel, logits: Tensor, noise: Tensor) -> Launched:
         return Launched(z, index, total.reshape(lead), saved)
     u = noise[..., 0] if kernel.noise == "variable+seed" else noise
     wide = next((d for d, size in enumerate(lead) if u.shape[d] != size), None)
-    u = u.unsqueeze(0) if wide is None else u.movedim(wide, 0)
-    index, total = _sample(kernel.law, rows, u.reshape(u.shape[0], rows.shape[0]))
+    u = u.unsqueeze(-1) if wide is None else u.movedim(wide, -1)
+    index, total = _sample(kernel.law, rows, u.reshape(rows.shape[0], u.shape[-1]))
     index = index.reshape(u.shape)
-    index = index.squeeze(0) if wide is None else index.movedim(0, wide)
+    index = index.squeeze(-1) if wide is None else index.movedim(-1, wide)
     return Launched(_corner(index, *form), index, total.reshape(lead), ())
 
 
 def _sample(law: float, rows: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
-    """Draw classes (N, R) from softmax(rows / law) with u (N, R); return the totals (R), too."""
+    """Draw classes (R, N) from softmax(rows / law) with u (R, N); return the totals (R), too."""
     if rows.shape[-1] == 2:
         x = rows.to(compute_dtype(rows.dtype))
         return binary.draw(x, u, law), x[:, 0].maximum(x[:, 1])
     layout = Layout(rows.shape[-1])
     drawn: list[Tensor] = []
     total: list[Tensor] = []
-    for part in parts(rows):
-        p = _softmax(layout.arrange(rows[part]), law, layout.dim)
-        drawn.append(draw(p, u[:, part], layout.dim))
+    for some, v in parts(rows, u):
+        p = _softmax(layout.arrange(some), law, layout.dim)
+        drawn.append(draw(p, v, layout.dim))
         total.append(p.select(layout.dim, 0))
-    return _joined(drawn), _joined(total)
-
-
-def _joined(pieces: list[Tensor]) -> Tensor:
-    return pieces[0] if len(pieces) == 1 else torch.cat(pieces, -1)
+    return joined(drawn, len(rows)), joined(total, len(rows))
 
 
 def _corner(index: Tensor, classes: int, dtype: torch.dtype) -> Tensor:
@@ -91,19 +87,21 @@ def _corner(index: Tensor, classes: int, dtype: torch.dtype) -> Tensor:
 def _relax(tau: float, rows: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return the class (R), the total (R) and the relaxed point (R, C) of Gumbel-Softmax."""
     layout = Layout(rows.shape[-1])
-    relaxed = torch.empty(rows.shape, dtype=compute_dtype(rows.dtype), device=rows.device)
     drawn: list[Tensor] = []
-    for part in parts(rows):
-        # log Exp(1) as in _random.gumbels, on one buffer.
-        minus = noise[part].clamp_min(_LEAST).neg_().log1p_().to(relaxed.dtype)
-        x = layout.arrange(rows[part])
-        x = x - x.amax(layout.dim, keepdim=True)
-        x.sub_(layout.arrange(minus).neg_().log_())
-        top, index = x.max(layout.dim, keepdim=True)
-        soft = torch.softmax(x.sub_(top).div_(tau), layout.dim)
-        relaxed[part] = layout.restore(soft)
-        drawn.append(index.reshape(-1))
-    return _joined(drawn), relaxed[:, 0], relaxed
+
+    def soft() -> Iterator[Tensor]:
+        for some, uniforms in parts(rows, noise):
+            x = layout.arrange(some)
+            # log Exp(1) as in _random.gumbels, on one buffer.
+            minus = uniforms.clamp_min(_LEAST).neg_().log1p_().to(x.dtype)
+            x = x - x.amax(layout.dim, keepdim=True)
+            x.sub_(layout.arrange(minus).neg_().log_())
+            top, index = x.max(layout.dim, keepdim=True)
+            drawn.append(index.reshape(-1))
+            yield layout.restore(torch.softmax(x.sub_(top).div_(tau), layout.dim))
+
+    relaxed = joined(soft(), len(rows))
+    return joined(drawn, len(rows)), relaxed[:, 0], relaxed
 
 
 class _Part(NamedTuple):
@@ -126,16 +124,18 @@ def backward(kernel: AbstractKernel, kept: Kept, g: Tensor) -> Tensor:
     if shape[-1] == 2 and binary.covers(kernel):
         return _of_pairs(kernel, rows, index, saved, g).reshape(shape)
     layout = Layout(shape[-1])
-    out = torch.empty(rows.shape, dtype=rows.dtype, device=rows.device)
-    for part in parts(rows):
-        piece = _Part(
-            layout.arrange(rows[part]),
-            layout.each(index[part]),
-            layout.arrange(g[part]),
-            tuple(layout.arrange(x[part]) for x in saved),
-        )
-        out[part] = layout.restore(derivative(kernel, piece, layout.dim))
-    return out.reshape(shape)
+
+    def pieces() -> Iterator[Tensor]:
+        for some, chosen, along, *more in parts(rows, index, g, *saved):
+            piece = _Part(
+                layout.arrange(some),
+                layout.each(chosen),
+                layout.arrange(along),
+                tuple(layout.arrange(x) for x in more),
+            )
+            yield layout.restore(derivative(kernel, piece, layout.dim)).to(rows.dtype)
+
+    return joined(pieces(), len(rows)).reshape(shape)
 
 
 def _of_pairs(
@@ -188,8 +188,7 @@ def _reinmax(kernel: ReinMax, part: _Part, dim: int) -> Tensor:
     p = torch.softmax(x, dim)
     mean = (p * g).sum(dim, keepdim=True)
     if kernel.tau == 1.0:
-        out = (g - drawn).mul_(p).mul_(0.5)
-        return out.scatter_add_(dim, at, (drawn - mean).mul_(0.5))
+        return (g - drawn).mul_(p).scatter_add_(dim, at, drawn - mean).mul_(0.5)
     q = _softmax(x, kernel.tau, dim)
     middle = (q * g).sum(dim, keepdim=True).add_(drawn).mul_(0.5)
     out = (g - middle).mul_(q).sub_((g - mean).mul_(p).mul_(0.5))

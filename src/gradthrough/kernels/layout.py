@@ -5,7 +5,7 @@ dim is several times slower than over a short first dim. Longer rows stay as the
 kernel works along ``layout.dim``, and a number for each row has size 1 there.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -14,7 +14,8 @@ from .._types import compute_dtype
 
 _CLASS_MAJOR = 20  # classes, at most; about where the two softmaxes take the same time
 _COLUMNS = 4  # that are copied one by one, at most: torch transposes a narrow matrix slowly
-_PART = 2**17  # elements: buffers of half a megabyte, of which a core's cache holds a few
+_LONG = 256  # classes; rows of more need no cumulative sum in float64
+_PART, _LONG_PART = 2**16, 2**20  # elements
 
 
 class Layout:
@@ -42,16 +43,31 @@ class Layout:
         return x if self.dim == -1 else x.t()
 
 
-def parts(rows: Tensor) -> Iterator[slice]:
-    """Cut rows (R, C) into parts to work on one by one.
+def parts(rows: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Cut rows (R, C), and others with as many rows, into parts to work on one by one.
 
     On CPU, where a kernel's buffers then stay in the cache and within the memory that the process
     holds already: fresh pages cost several times the arithmetic.
     """
     count, classes = rows.shape
-    if rows.device.type != "cpu" or torch.compiler.is_compiling():
-        yield slice(count)
+    size = max((_PART if classes <= _LONG else _LONG_PART) // classes, 1)
+    if count <= size or rows.device.type != "cpu" or torch.compiler.is_compiling():
+        yield (rows, *others)
         return
-    size = max(_PART // classes, 1)
-    for start in range(0, max(count, 1), size):
-        yield slice(start, min(start + size, count))
+    for start in range(0, count, size):
+        yield tuple(x[start : start + size] for x in (rows, *others))
+
+
+def joined(pieces: Iterable[Tensor], count: int) -> Tensor:
+    """Join pieces of rows, so many together, as they come."""
+    out: Tensor | None = None
+    start = 0
+    for piece in pieces:
+        if piece.shape[0] == count:
+            return piece
+        if out is None:
+            out = torch.empty((count, *piece.shape[1:]), dtype=piece.dtype, device=piece.device)
+        out[start : start + piece.shape[0]] = piece
+        start += piece.shape[0]
+    assert out is not None, "there is always a piece"
+    return out
