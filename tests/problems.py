@@ -76,6 +76,7 @@ VARIANTS = {key: lambda dist, kind=kind: kind() for key, kind in gt.ESTIMATORS.i
     "st importance": lambda dist: gt.StraightThrough(importance=True),
     "stgs tau": lambda dist: gt.StraightThroughGumbelSoftmax(tau=0.6),
     "gumbel_rao k": lambda dist: gt.GumbelRao(tau=0.8, k=7),
+    "gumbel_rao qmc": lambda dist: gt.GumbelRao(tau=0.7, k=6, qmc=True),
     "gst p": lambda dist: gt.GappedStraightThrough(tau=0.9, gap="p"),
     "reinmax tau": lambda dist: gt.ReinMax(tau=1.3),
     "reinmax_rao tau": lambda dist: gt.ReinMaxRao(tau=0.6, k=7),

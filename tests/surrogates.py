@@ -57,7 +57,8 @@ def surrogate(estimator, theta, hot, noise, inner=None):
     pi = probabilities("categorical", still)
     tau = getattr(estimator, "tau", None)
     if inner is None and hasattr(estimator, "k"):
-        draw = CounterExponentials(noise[..., 1], theta.shape[-1], F64)
+        points = estimator.k if getattr(estimator, "qmc", False) else 0
+        draw = CounterExponentials(noise[..., 1], theta.shape[-1], F64, points=points)
         inner = torch.stack([draw(k) for k in range(estimator.k + 1)], -2)
         inner = inner if isinstance(estimator, gt.ReinMaxCV) else inner[..., :-1, :]
     match estimator:

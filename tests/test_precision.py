@@ -288,7 +288,9 @@ def test_draws_of_the_counter_are_uncorrelated(kind):
 @pytest.mark.parametrize("word", [0, 2**32 - 1])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_the_last_words_of_the_counter_are_finite_draws(word, dtype, monkeypatch):
-    monkeypatch.setattr(_random, "_mix", lambda x: torch.full_like(x, word))
+    monkeypatch.setattr(
+        _random, "_mix", lambda x: torch.full_like(x, word, dtype=torch.int64).to(x.dtype)
+    )
     e = draw_all(SEEDS["random"], 2, 3, dtype)
     assert bool((e > 0).all() & e.isfinite().all())
 

@@ -5,6 +5,7 @@ uniforms (2^-24) cannot draw a class of probability 1e-9, and because one meanin
 estimator and backend lets two of them be given the same draw.
 """
 
+import math
 from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, contextmanager
 from typing import cast
@@ -127,34 +128,78 @@ def normals(noise: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _mix(x: Tensor) -> Tensor:
-    """Scramble 32-bit words held in int64; no product leaves 63 bits, so nothing overflows."""
-    x = ((x >> 16) ^ x) * 0x45D9F3B & _WORD
-    x = ((x >> 16) ^ x) * 0x45D9F3B & _WORD
-    return (x >> 16) ^ x
+    """Scramble words of 32 bits, in place: int32, or int64 that holds them from 0 up."""
+    for _ in range(2):
+        _fold(x).mul_(0x45D9F3B)
+        if x.dtype == torch.int64:
+            x.bitwise_and_(_WORD)
+    return _fold(x)
+
+
+def _fold(x: Tensor) -> Tensor:
+    """Return x ^ (x >> 16), the shift filling up with zeros."""
+    return x.bitwise_xor_((x >> 16).bitwise_and_(0xFFFF))
 
 
 class CounterExponentials:
     r"""Exp(1) draws that are a function of (seed of the row, k, class), so never stored.
 
-    `seeds` (\*rows) are uniforms in [0, 1); ``self(k)`` gives the k-th draw, (\*rows, classes).
     Asking again for the same k gives the same numbers, on every device: the backward recomputes
     what the surrogate saw.
+
+    Args:
+        seeds: uniforms in [0, 1), (\*rows).
+        classes: C.
+        dtype: of the draws.
+        dim: where the classes go: -1 for draws (\*rows, C), 0 for (C, \*rows).
+        points: 0 for independent draws; K for the points 0 to K - 1 of a randomly shifted lattice,
+            folded: u_k = 1 - |2 v_k - 1|, v_k = frac(shift + k a / K), with a shift and an a
+            coprime to K for each class of each row. Each point is uniform, and together they are
+            spread evenly, and in mirrored pairs where it counts.
     """
 
-    def __init__(self, seeds: Tensor, classes: int, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        seeds: Tensor,
+        classes: int,
+        dtype: torch.dtype,
+        *,
+        dim: int = -1,
+        points: int = 0,
+    ) -> None:
         bits = (seeds * 2.0**53).to(torch.int64)
         low, high = bits & _WORD, bits >> 32
-        counter = torch.arange(1, classes + 1, device=seeds.device)
+        self._dim, self._dtype = dim, dtype
+        self._row = _mix(high ^ 0x5BD1E995) ^ _mix(low ^ 0x2545F491)
         # Two keyed rounds: the class is mixed with the low word of the seed once, each k with the
         # high word; equal (k + class) never meet because each goes through its own scrambling.
-        self._classes = _mix(_mix(counter * 0x9E3779B1 & _WORD) ^ _mix(low).unsqueeze(-1))
-        self._row = _mix(high ^ 0x5BD1E995) ^ _mix(low ^ 0x2545F491)
-        self._dtype = dtype
+        counter = torch.arange(1, classes + 1, device=seeds.device) * 0x9E3779B1 & _WORD
+        counter = _mix(counter)
+        if dim == 0:
+            counter = counter.reshape(-1, *[1] * seeds.ndim)
+        self._classes = self._narrow(_mix(counter ^ _mix(low).unsqueeze(dim)))
+        self._stride = self._strides(points) if points else None
+
+    def _strides(self, points: int) -> Tensor:
+        coprime = [a for a in range(1, points + 1) if math.gcd(a, points) == 1]
+        table = torch.tensor([round(a * 2**32 / points) & _WORD for a in coprime])
+        which = _mix((self._classes.to(torch.int64) & _WORD) ^ 0x27D4EB2F) % len(coprime)
+        return self._narrow(table.to(which.device)[which])
+
+    @staticmethod
+    def _narrow(words: Tensor) -> Tensor:
+        # Half the memory. A compiler may take an overflow for impossible: there they stay wide.
+        return words if torch.compiler.is_compiling() else words.to(torch.int32)
 
     def __call__(self, k: int) -> Tensor:
-        r"""Return the k-th draw, (\*rows, classes)."""
-        step = _mix(self._row ^ ((k + 1) * 0x85EBCA77 & _WORD)).unsqueeze(-1)
-        words = _mix(self._classes ^ step)
-        # Half a step off zero keeps the exponential positive; float32 may round the top to 1.
-        u = (words.to(self._dtype) + 0.5) * 2.0**-32
-        return -torch.log1p(-u.clamp_max(1.0 - 2.0**-24))
+        r"""Return the k-th draw, a new tensor."""
+        if self._stride is None:
+            step = _mix(self._row ^ ((k + 1) * 0x85EBCA77 & _WORD)).unsqueeze(self._dim)
+            words = _mix(self._classes ^ self._narrow(step)) >> 1
+        else:
+            words = self._classes + self._stride * k
+            words = words ^ (words << 32 >> 63 if words.dtype == torch.int64 else words >> 31)
+        # 31 bits, so that int32 holds them without a sign. Half a step off zero keeps the
+        # exponential positive; float32 may round the top to 1.
+        u = words.bitwise_and_(_WORD >> 1).to(self._dtype).add_(0.5).mul_(2.0**-31)
+        return u.clamp_max_(1.0 - 2.0**-24).neg_().log1p_().neg_()

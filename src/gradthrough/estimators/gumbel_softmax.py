@@ -131,7 +131,7 @@ def straight_through_gumbel_softmax(
         dim: the class dim.
         generator: source of the noise.
         noise: float64 uniforms in [0, 1), shape of the logits, instead.
-        backend: "auto" or "eager".
+        backend: "auto", or by name what shall run.
 
     Returns:
         Exact zeros and ones, shape and dtype of the logits.
@@ -180,7 +180,7 @@ def gumbel_softmax(
         dim: the class dim.
         generator: source of the noise.
         noise: float64 uniforms in [0, 1), shape of the logits, instead.
-        backend: "auto" or "eager".
+        backend: "auto", or by name what shall run.
 
     Returns:
         Shape and dtype of the logits, sums to 1 along `dim`.

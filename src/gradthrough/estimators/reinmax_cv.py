@@ -122,7 +122,7 @@ def reinmax_cv(
             without `dim`: the uniform of the draw, and the seed of the row's counter.
         inner: Exp(1) draws (\*rows, K + 1, C) instead of the counter, to prescribe the inner
             noise, as in ``gumbel_rao`` with (pi + D)/2 for pi. The last is the one more draw.
-        backend: "auto" or "eager".
+        backend: "auto", or by name what shall run.
 
     Returns:
         Exact zeros and ones, shape and dtype of the logits.

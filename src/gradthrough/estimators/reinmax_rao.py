@@ -92,7 +92,7 @@ def reinmax_rao(
             without `dim`: the uniform of the draw, and the seed of the row's counter.
         inner: Exp(1) draws (\*rows, K, C) instead of the counter, to prescribe the inner noise,
             as in ``gumbel_rao`` with (pi + D)/2 for pi.
-        backend: "auto" or "eager".
+        backend: "auto", or by name what shall run.
 
     Returns:
         Exact zeros and ones, shape and dtype of the logits.

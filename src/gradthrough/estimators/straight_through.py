@@ -86,7 +86,7 @@ def straight_through(
         dim: the class dim.
         generator: source of the noise.
         noise: float64 uniforms in [0, 1), shape of the logits without `dim`, instead.
-        backend: "auto" or "eager".
+        backend: "auto", or by name what shall run.
 
     Returns:
         Exact zeros and ones, shape and dtype of the logits.

@@ -11,22 +11,26 @@ import torch
 from torch import Tensor
 
 from .eager import (
+    NODES,
     AbstractKernel,
     DecoupledStraightThrough,
+    ExactGumbelRao,
     GappedStraightThrough,
+    GumbelRao,
     GumbelSoftmax,
+    Kept,
     ReinMax,
     SoftGumbelSoftmax,
     StraightThrough,
 )
+from .rao import average_of_pairs
 
 
 class Pair(NamedTuple):
     """Rows of two classes."""
 
     lead: Tensor  # (R), theta_1 - theta_0, inf or -inf where one class is masked
-    chosen: Tensor  # (R), the class drawn, int64
-    saved: tuple[Tensor, ...]  # (R, 2) each
+    kept: Kept  # the same rows, as they came
 
 
 def draw(rows: Tensor, u: Tensor, law: float) -> Tensor:
@@ -64,7 +68,7 @@ def _straight_through(kernel: StraightThrough, pair: Pair) -> Tensor:
 
 def _drawn(pair: Pair) -> Tensor:
     """Return the logit of the class drawn less that of the other."""
-    return torch.where(pair.chosen.to(torch.bool), pair.lead, -pair.lead)
+    return torch.where(pair.kept.chosen.to(torch.bool), pair.lead, -pair.lead)
 
 
 def _decoupled(kernel: DecoupledStraightThrough, pair: Pair) -> Tensor:
@@ -72,7 +76,7 @@ def _decoupled(kernel: DecoupledStraightThrough, pair: Pair) -> Tensor:
 
 
 def _gumbel_softmax(kernel: GumbelSoftmax, pair: Pair) -> Tensor:
-    relaxed = pair.saved[0]
+    relaxed = pair.kept.saved[0]
     return (relaxed[:, 0] * relaxed[:, 1]).div_(kernel.tau)
 
 
@@ -94,9 +98,25 @@ def _gapped(kernel: GappedStraightThrough, pair: Pair) -> Tensor:
     return _bump(pushed.div_(kernel.tau)).div_(kernel.tau)
 
 
+def _gumbel_rao(kernel: GumbelRao, pair: Pair) -> Tensor:
+    second = pair.kept.chosen.to(torch.bool)
+    draws = pair.kept.draws(kernel.k, kernel.points, dim=0)
+    pairs = (
+        (1.0 / kernel.k, torch.where(second, e[1], e[0]), torch.where(second, e[0], e[1]))
+        for e in draws
+    )
+    return average_of_pairs(_drawn(pair).neg_().sigmoid_(), pairs, kernel.tau)
+
+
+def _exact_gumbel_rao(kernel: ExactGumbelRao, pair: Pair) -> Tensor:
+    return average_of_pairs(_drawn(pair).neg_().sigmoid_(), NODES, kernel.tau)
+
+
 _SLOPES: dict[type[AbstractKernel], Callable[[Any, Pair], Tensor]] = {
     StraightThrough: _straight_through,
     DecoupledStraightThrough: _decoupled,
+    ExactGumbelRao: _exact_gumbel_rao,
+    GumbelRao: _gumbel_rao,
     GumbelSoftmax: _gumbel_softmax,
     SoftGumbelSoftmax: _gumbel_softmax,
     GappedStraightThrough: _gapped,

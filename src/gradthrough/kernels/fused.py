@@ -18,14 +18,18 @@ from .eager import (
     AbstractKernel,
     DecoupledStraightThrough,
     GappedStraightThrough,
+    GumbelRao,
     GumbelSoftmax,
     Kept,
     Launched,
     ReinMax,
+    ReinMaxCV,
+    ReinMaxRao,
     SoftGumbelSoftmax,
     StraightThrough,
 )
 from .layout import Layout, joined, parts
+from .rao import average
 
 _LEAST = 2.0**-54
 
@@ -111,40 +115,53 @@ class _Part(NamedTuple):
     at: Tensor  # the class drawn, (1, R) or (R, 1)
     g: Tensor  # the direction, as x
     saved: tuple[Tensor, ...]  # as x
+    kept: Kept  # the same rows, as they came
 
 
 def backward(kernel: AbstractKernel, kept: Kept, g: Tensor) -> Tensor:
     r"""Return the first derivative along g (\*rows, C), in the dtype of the logits."""
-    derivative = _DERIVATIVES.get(type(kernel))
-    if derivative is None:
+    pairs = kept.logits.shape[-1] == 2 and binary.covers(kernel)
+    derivative = None if pairs else _DERIVATIVES.get(type(kernel))
+    if derivative is None and not pairs:
         return eager.backward(kernel, kept, g)
     shape = kept.logits.shape
-    rows, g = kept.logits.reshape(-1, shape[-1]), g.reshape(-1, shape[-1])
-    index, saved = kept.chosen.reshape(-1), tuple(x.reshape(rows.shape) for x in kept.saved)
-    if shape[-1] == 2 and binary.covers(kernel):
-        return _of_pairs(kernel, rows, index, saved, g).reshape(shape)
-    layout = Layout(shape[-1])
+    classes = shape[-1]
+    rows = kept.logits.reshape(-1, classes)
+    count = rows.shape[0]
+    layout = Layout(classes)
+    counter = kernel.noise == "variable+seed"
+    given = kept.inner.numel() > 0
 
     def pieces() -> Iterator[Tensor]:
-        for some, chosen, along, *more in parts(rows, index, g, *saved):
+        whole = [rows, kept.chosen.reshape(-1), g.reshape(-1, classes)]
+        whole += [x.reshape(rows.shape) for x in kept.saved]
+        whole += [kept.noise.reshape(count, 2)] if counter else []
+        whole += [kept.inner.reshape(count, -1, classes)] if given else []
+        for some, chosen, along, *rest in parts(*whole):
+            saved = tuple(rest[: len(kept.saved)])
+            inner = rest.pop() if given else kept.inner
+            noise = rest.pop() if counter else kept.noise
+            part = Kept(some, chosen, noise, inner, saved)
+            if derivative is None:
+                yield _of_pairs(kernel, part, along)
+                continue
             piece = _Part(
                 layout.arrange(some),
                 layout.each(chosen),
                 layout.arrange(along),
-                tuple(layout.arrange(x) for x in more),
+                tuple(layout.arrange(x) for x in saved),
+                part,
             )
             yield layout.restore(derivative(kernel, piece, layout.dim)).to(rows.dtype)
 
-    return joined(pieces(), len(rows)).reshape(shape)
+    return joined(pieces(), count).reshape(shape)
 
 
-def _of_pairs(
-    kernel: AbstractKernel, rows: Tensor, index: Tensor, saved: tuple[Tensor, ...], g: Tensor
-) -> Tensor:
-    x, g = (t.to(compute_dtype(t.dtype)) for t in (rows, g))
-    slope = binary.slope(kernel, binary.Pair(x[:, 1] - x[:, 0], index, saved))
+def _of_pairs(kernel: AbstractKernel, kept: Kept, g: Tensor) -> Tensor:
+    x, g = (t.to(compute_dtype(t.dtype)) for t in (kept.logits, g))
+    slope = binary.slope(kernel, binary.Pair(x[:, 1] - x[:, 0], kept))
     one = slope.mul_(g[:, 1] - g[:, 0])
-    return torch.view_as_real(torch.complex(-one, one)).to(rows.dtype)
+    return torch.view_as_real(torch.complex(-one, one)).to(kept.logits.dtype)
 
 
 def _softmax(x: Tensor, tau: float, dim: int) -> Tensor:
@@ -183,7 +200,7 @@ def _reinmax(kernel: ReinMax, part: _Part, dim: int) -> Tensor:
     The first part is (D + q) * (g - (g_D + q.g) / 2). For p = q all but D's share collapses to
     p * (g - g_D) / 2.
     """
-    x, at, g, _ = part
+    x, at, g, *_ = part
     drawn = g.gather(dim, at)
     p = torch.softmax(x, dim)
     mean = (p * g).sum(dim, keepdim=True)
@@ -207,11 +224,42 @@ def _gapped(kernel: GappedStraightThrough, part: _Part, dim: int) -> Tensor:
     return _along(torch.softmax(x.div_(kernel.tau), dim), part.g, dim).div_(kernel.tau)
 
 
+def _gumbel_rao(kernel: GumbelRao, part: _Part, dim: int) -> Tensor:
+    draws = ((1.0 / kernel.k, e) for e in part.kept.draws(kernel.k, kernel.points, dim))
+    return average(torch.softmax(part.x, dim), part.at, part.g, draws, kernel.tau, dim)
+
+
+def _middle(p: Tensor, at: Tensor, dim: int) -> Tensor:
+    """Return the point in the middle of p and the corner of the class drawn."""
+    half = torch.full_like(at, 0.5, dtype=p.dtype)
+    return (p * 0.5).scatter_add_(dim, at, half)
+
+
+def _reinmax_rao(kernel: ReinMaxRao, part: _Part, dim: int) -> Tensor:
+    p = torch.softmax(part.x, dim)
+    draws = ((2.0 / kernel.k, e) for e in part.kept.draws(kernel.k, dim=dim))
+    out = average(_middle(p, part.at, dim), part.at, part.g, draws, kernel.tau, dim)
+    return out.sub_(_along(p, part.g, dim).mul_(0.5))
+
+
+def _reinmax_cv(kernel: ReinMaxCV, part: _Part, dim: int) -> Tensor:
+    out = _reinmax(ReinMax(kernel.tau), part, dim)
+    if kernel.eta == 0.0:
+        return out
+    weights = [kernel.eta / kernel.k] * kernel.k + [-kernel.eta]
+    draws = zip(weights, part.kept.draws(kernel.k + 1, dim=dim), strict=True)
+    middle = _middle(torch.softmax(part.x, dim), part.at, dim)
+    return out.add_(average(middle, part.at, part.g, draws, kernel.tau_cv, dim))
+
+
 _DERIVATIVES: dict[type[AbstractKernel], Callable[[Any, _Part, int], Tensor]] = {
     StraightThrough: _straight_through,
     DecoupledStraightThrough: _decoupled,
+    GumbelRao: _gumbel_rao,
     GumbelSoftmax: _gumbel_softmax,
     SoftGumbelSoftmax: _gumbel_softmax,
     GappedStraightThrough: _gapped,
     ReinMax: _reinmax,
+    ReinMaxCV: _reinmax_cv,
+    ReinMaxRao: _reinmax_rao,
 }

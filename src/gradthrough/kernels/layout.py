@@ -69,5 +69,6 @@ def joined(pieces: Iterable[Tensor], count: int) -> Tensor:
             out = torch.empty((count, *piece.shape[1:]), dtype=piece.dtype, device=piece.device)
         out[start : start + piece.shape[0]] = piece
         start += piece.shape[0]
-    assert out is not None, "there is always a piece"
+    if out is None:
+        raise RuntimeError("no pieces came")
     return out
