@@ -10,6 +10,7 @@ import pytest
 
 import gradthrough as gt
 from gradthrough import cli
+from gradthrough.bench import records, summary
 from gradthrough.bench.config import RunConfig
 from gradthrough.bench.demo import demo
 from gradthrough.bench.tasks.bernoulli_vae import BernoulliVAE
@@ -39,6 +40,32 @@ def test_run_and_report(tmp_path, capsys):
     cli.main(["bench", "report", "--out", str(tmp_path), "--csv", str(tmp_path / "t.csv")])
     assert re.search(r"reinmax\(\) +2 .*±", capsys.readouterr().out)
     assert (tmp_path / "t.csv").read_text().count("\n") == 2
+
+
+def test_seeds_train_at_once_and_a_single_one_on_its_own(tmp_path, capsys):
+    flags = [*RUN, "--out", str(tmp_path), "--accelerator", "cpu", "--seeds"]
+    cli.main([*flags, "0..1,7"])
+    cli.main([*flags, "3"])
+    told = re.findall(r"reinmax\(\) seed (\d): done", capsys.readouterr().out)
+    assert told == ["0", "1", "7", "3"]
+    together = {}
+    for path in tmp_path.glob("vae/*.jsonl"):
+        start, *_, end = map(json.loads, path.read_text().splitlines())
+        together[start["config"]["seed"]] = end.get("together")
+        assert RunConfig(**start["config"]).key == path.stem
+    assert together == {0: 3, 1: 3, 7: 3, 3: None}
+    cli.main(["bench", "report", "--out", str(tmp_path)])
+    assert re.search(r"reinmax\(\) +4 .*±", capsys.readouterr().out)
+
+
+def test_a_compiled_step_is_another_setting_of_the_report(tmp_path):
+    task = VAE("digits", latents=2, classes=3, hidden=(16, 8))
+    for mode in ("none", "default"):
+        one = RunConfig("vae", task.options(), "reinmax", epochs=1, compile=mode)
+        start = records.Record("start", one.key, config=one.as_dict())
+        records.write(tmp_path / f"{one.key}.jsonl", [start])
+    rows = summary.settings(summary.collect(tmp_path))
+    assert set(rows["compile"].to_list()) == {None, "default"}
 
 
 def test_flags_make_the_config_they_say(tmp_path):
@@ -106,6 +133,11 @@ def test_options_that_can_be_typed_are_offered_and_no_others():
         ([*RUN, "--estimator", "reinmx"], "reinmax"),
         ([*RUN, "--estimator", "st", "--k", "3"], "no option 'k'"),
         ([*RUN, "--tau", "0"], "above 0"),
+        ([*RUN, "--seeds", "0-9"], "0..9"),
+        ([*RUN, "--seeds", "0..2", "--seed", "0"], "--seed and --seeds"),
+        ([*RUN, "--seeds", "0..2", "--devices", "2"], "devices is 2"),
+        ([*RUN, "--seeds", "0..2", "--compile", "default"], "under vmap"),
+        ([*RUN, "--compile", "reduce-overhead", "--accelerator", "cpu"], "CUDA graphs"),
         ([*RUN, "--estimator", "rloo", "--tuning-lr", "1e-3"], "nothing to learn"),
         (["bench", "run", "vae", "--dataset", "mnits"], "'mnist'"),
         (["bench", "report", "--out", "no/such/folder"], "no records"),

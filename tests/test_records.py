@@ -8,7 +8,7 @@ import gradthrough as gt
 from gradthrough.bench import records
 from gradthrough.bench.config import RunConfig
 from gradthrough.bench.records import Record
-from gradthrough.bench.seeds import Seeds
+from gradthrough.bench.seeds import Seeds, parse_seeds
 
 
 def test_a_record_comes_back_as_it_was(tmp_path):
@@ -128,3 +128,30 @@ def test_the_key_of_a_config_never_changes():
 def test_the_label_says_what_is_learned():
     one = config(estimator_options={"tau": 1.3}, tuning_lr=1e-3)
     assert one.label == "reinmax(tau=1.3, tuning_lr=0.001)"
+
+
+@pytest.mark.parametrize(
+    ("text", "seeds"),
+    [
+        ("3", (3,)),
+        ("0,3,7", (0, 3, 7)),
+        ("0..9", tuple(range(10))),
+        ("4..4", (4,)),
+        ("8, 0..2", (8, 0, 1, 2)),
+    ],
+)
+def test_seeds_are_read_as_one_types_them(text, seeds):
+    assert parse_seeds(text) == seeds
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        *((text, "whole numbers") for text in ("", "a", "-1", "0-9", "0...9", "1,,2", "1.5", "²")),
+        ("9..0", r"0\.\.9"),
+        ("1,0..2", "twice"),
+    ],
+)
+def test_other_seeds_are_refused(text, why):
+    with pytest.raises(gt.ConfigError, match=why):
+        parse_seeds(text)

@@ -12,10 +12,11 @@ import torch
 import gradthrough as gt
 from gradthrough.bench import checkpoint, records
 from gradthrough.bench.config import RunConfig
+from gradthrough.bench.loop import build_task
 from gradthrough.bench.seeds import Seeds
 from gradthrough.bench.tasks.bernoulli_vae import BernoulliVAE
 from gradthrough.bench.tasks.vae import VAE
-from gradthrough.bench.train import build_task, run
+from gradthrough.bench.train import run
 
 SMALL = VAE("digits", latents=2, classes=3, hidden=(32, 16), valid=137, bound_samples=7)
 BINARY = BernoulliVAE("digits", latents=4, hidden=(32, 16), valid=137, bound_samples=7)

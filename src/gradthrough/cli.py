@@ -15,6 +15,7 @@ from ._errors import GradthroughError
 from .estimators import ESTIMATORS, AbstractEstimator, Traits
 
 if TYPE_CHECKING:
+    from .bench.request import Training
     from .bench.task import AbstractTask
 
 _EXTRA = "the command line needs the extra `bench`: pip install 'gradthrough[bench]'"
@@ -129,45 +130,6 @@ def option_names(kind: type) -> list[str]:
     return [f.name for f in dataclasses.fields(kind)] if dataclasses.is_dataclass(kind) else []
 
 
-@dataclasses.dataclass
-class Training:
-    """How to train.
-
-    Args:
-        estimator: key of the estimator; `gradthrough list` shows all.
-        samples: samples for each example and step; as few as the estimator takes by default.
-        optimizer: the optimiser.
-        lr: learning rate.
-        batch_size: examples for each step.
-        epochs: passes over the training data.
-        seed: of everything random.
-        precision: as lightning-fabric has it.
-        tuning_lr: learning rate of the estimator's own tensors, which stay fixed by default.
-        evaluate_every: epochs from one evaluation of the held-out splits to the next.
-        out: folder of the results.
-        experiment: subfolder of the results; the task's name by default.
-        accelerator: cpu, cuda or auto.
-        devices: how many devices.
-        threads: threads of one process on CPU; torch's own choice by default.
-    """
-
-    estimator: str = "reinmax"
-    samples: int | None = None
-    optimizer: Literal["adam", "radam", "sgd"] = "adam"
-    lr: float = 5e-4
-    batch_size: int = 100
-    epochs: int = 160
-    seed: int = 0
-    precision: Literal["32-true", "bf16-mixed"] = "32-true"
-    tuning_lr: float | None = None
-    evaluate_every: int = 1
-    out: Path = Path("runs")
-    experiment: str | None = None
-    accelerator: str = "auto"
-    devices: int = 1
-    threads: int | None = None
-
-
 def _simple(hint: object) -> list[object]:
     """Return the members of a type that a command line can give: no tensor, no network."""
     members = typing.get_args(hint) if _is_union(hint) else (hint,)
@@ -224,6 +186,8 @@ def as_declared(key: str, options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _run_command(name: str, kind: type[AbstractTask]) -> Callable[..., None]:
+    from .bench.request import Training
+
     options_type = estimator_options()
 
     def command(task: AbstractTask, training: Training, options: Any) -> None:  # noqa: ANN401
@@ -236,42 +200,21 @@ def _run_command(name: str, kind: type[AbstractTask]) -> Callable[..., None]:
 
 
 def train(name: str, task: AbstractTask, training: Training, options: dict[str, Any]) -> None:
-    """Run one config and print how it ended."""
+    """Run one config, with one seed or several, and print how it ended."""
     import torch
 
-    from .bench.config import RunConfig
-    from .bench.train import run
+    from .bench.request import run_requested
 
     if training.threads is not None:
         torch.set_num_threads(training.threads)
-    config = RunConfig(
-        task=name,
-        task_options=task.options(),
-        estimator=training.estimator,
-        estimator_options=as_declared(training.estimator, options),
-        samples=training.samples,
-        optimizer=training.optimizer,
-        lr=training.lr,
-        batch_size=training.batch_size,
-        epochs=training.epochs,
-        seed=training.seed,
-        precision=training.precision,
-        tuning_lr=training.tuning_lr,
-        evaluate_every=training.evaluate_every,
-    )
-    result = run(
-        config,
-        out=training.out,
-        experiment=training.experiment,
-        accelerator=training.accelerator,
-        devices=training.devices,
-        task=task,
-    )
-    last = {f"{r.split} {r.metric}": r.value for r in result.records if r.kind == "metric"}
-    print(f"{config.label} seed {config.seed}: {result.status}", result.records[-1].reason or "")
-    for metric, value in last.items():
-        print(f"  {metric:18} {value}")
-    print(f"  records: {result.path}")
+    options = as_declared(training.estimator, options)
+    for result in run_requested(name, task, training, options):
+        last = {f"{r.split} {r.metric}": r.value for r in result.records if r.kind == "metric"}
+        head = f"{result.config.label} seed {result.config.seed}: {result.status}"
+        print(head, result.records[-1].reason or "")
+        for metric, value in last.items():
+            print(f"  {metric:18} {value}")
+        print(f"  records: {result.path}")
 
 
 def bench_report(out: Path = Path("runs"), *, csv: Path | None = None) -> None:

@@ -12,6 +12,7 @@ from .options import added, plain
 
 Optimizer = Literal["adam", "radam", "sgd"]
 Precision = Literal["32-true", "bf16-mixed"]
+Compile = Literal["none", "default", "reduce-overhead"]
 
 
 @dataclass(frozen=True)
@@ -35,9 +36,12 @@ class RunConfig:
             control variate): Adam on its tuning loss. None: they stay as the options say.
         evaluate_every: epochs from one evaluation of the held-out splits to the next, >= 1; after
             the last epoch there always is one.
+        compile: mode of torch.compile for the training step, "none" for eager code;
+            "reduce-overhead" records CUDA graphs and wants a CUDA device. The noise is the same,
+            the rounding is not.
 
     Raises:
-        ConfigError: unknown names.
+        ConfigError: unknown names; options that exclude one another.
         DomainError: a number out of range.
 
     Example:
@@ -59,12 +63,14 @@ class RunConfig:
     precision: Precision = "32-true"
     tuning_lr: float | None = added(None)
     evaluate_every: int = added(1)
+    compile: Compile = added("none")  # noqa: RUF009 - it makes a field
 
     def __post_init__(self) -> None:
         built = self.build_estimator()  # refuses unknown keys and options
         if self.samples is None:
             object.__setattr__(self, "samples", built.traits.min_samples)
-        for name, known in (("optimizer", Optimizer), ("precision", Precision)):
+        names = {"optimizer": Optimizer, "precision": Precision, "compile": Compile}
+        for name, known in names.items():
             if getattr(self, name) not in get_args(known):
                 raise ConfigError(
                     f"{name} is {getattr(self, name)!r}, but must be one of "
@@ -84,6 +90,11 @@ class RunConfig:
             rate = getattr(self, name)
             if rate is not None and not 0 < rate < float("inf"):
                 raise DomainError(f"{name} must be finite and above 0, but is {rate}.")
+        if self.compile != "none" and self.tuning_lr is not None:
+            raise ConfigError(
+                f"compile is {self.compile!r} and tuning_lr is {self.tuning_lr}, but a compiled "
+                "step trains no estimator. Leave one of them out."
+            )
 
     def build_estimator(self) -> AbstractEstimator:
         """Return the estimator that the run uses."""

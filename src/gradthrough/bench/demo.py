@@ -10,9 +10,10 @@ from pathlib import Path
 from .._errors import ConfigError
 from . import probe, report
 from .config import RunConfig
+from .journal import Result
 from .seeds import Seeds
 from .tasks.vae import VAE
-from .train import Result, run
+from .train import run
 
 ESTIMATORS: dict[str, dict[str, float | int]] = {
     "enumerate": {},

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from .._errors import ConfigError, DomainError
 
 SCHEMA = 1
+Kind = Literal["start", "metric", "end"]
 Status = Literal["done", "diverged", "failed", "skipped"]
 
 
@@ -21,9 +22,13 @@ class Record:
 
     ``start`` holds the config and the environment, ``metric`` one number, ``end`` the status.
     A value that is not finite is written as null.
+
+    ``seconds`` are those of training. ``together`` is how many seeds trained as one vectorised run,
+    and is left out where a run was on its own. Of such a run each seed has its share of the
+    seconds, the time that passed over how many trained: they add up to the time that passed.
     """
 
-    kind: Literal["start", "metric", "end"]
+    kind: Kind
     key: str
     step: int = 0
     split: str = ""
@@ -35,6 +40,7 @@ class Record:
     environment: Mapping[str, Any] | None = None
     status: Status | None = None
     reason: str | None = None
+    together: int | None = None
     schema: int = SCHEMA
 
     def line(self) -> str:

@@ -40,6 +40,7 @@ def _row(path: Path, lines: Sequence[Record]) -> dict[str, Any]:
     seed = data.pop("seed")
     values = {f"{r.split}/{r.metric}": r.value for r in lines if r.kind == "metric"}
     plain = {k: v for k, v in config.task_options.items() if isinstance(v, str | int | float)}
+    compiled = {} if config.compile == "none" else {"compile": config.compile}
     return {
         "experiment": path.parent.name,
         "key": start.key,
@@ -51,6 +52,7 @@ def _row(path: Path, lines: Sequence[Record]) -> dict[str, Any]:
         "samples": config.samples,
         "lr": config.lr,
         "epochs": config.epochs,
+        **compiled,
         "seed": seed,
         "status": last.status or "unfinished",
         "reason": last.reason,

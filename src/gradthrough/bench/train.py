@@ -1,75 +1,27 @@
-"""The one training loop: every task, every estimator, resumable after any kill."""
+"""The training loop of one run: every task, every estimator, resumable after any kill."""
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from lightning_fabric import Fabric
-from torch import Tensor, nn
+from torch import Tensor
 
 from .._errors import ConfigError, UnsoundLogitsError
 from ..estimators import AbstractEstimator
 from ..rollout import Bound
-from . import checkpoint, records
+from . import loop, records
+from .compiled import CompiledLosses
 from .config import RunConfig
-from .environment import environment
+from .journal import Journal, Result
+from .loop import DivergedError
 from .progress import Progress
-from .records import Record
 from .seeds import Seeds
 from .task import AbstractTask
-from .tasks import TASKS
 from .tuning import Tuning
-
-# The fused and foreach forms: on a small model the plain loop over tensors costs more than the
-# forward pass.
-_OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
-    "adam": partial(torch.optim.Adam, fused=True),
-    "radam": partial(torch.optim.RAdam, foreach=True),
-    "sgd": partial(torch.optim.SGD, fused=True),
-}
-
-
-@dataclass
-class Result:
-    """A finished run: its records, and the model where it trained to the end."""
-
-    config: RunConfig
-    path: Path
-    records: list[Record]
-    task: AbstractTask
-    model: nn.Module | None
-
-    @property
-    def status(self) -> str:
-        """How it ended."""
-        return self.records[-1].status or "failed"
-
-    def last(self, split: str, metric: str) -> float | None:
-        """Return the latest value of a metric, None where there is none."""
-        hits = [r for r in self.records if (r.split, r.metric) == (split, metric)]
-        return hits[-1].value if hits else None
-
-
-class _DivergedError(Exception):
-    """The loss or the logits stopped being finite."""
-
-
-def build_task(config: RunConfig) -> AbstractTask:
-    """Return the task of a config.
-
-    Raises:
-        ConfigError: unknown task.
-    """
-    if config.task not in TASKS:
-        raise ConfigError(f"unknown task {config.task!r}. Known: {', '.join(TASKS)}.")
-    return TASKS[config.task](**config.task_options)
 
 
 def run(
@@ -98,14 +50,12 @@ def run(
         The result; status "done", "diverged" (with a reason) or "skipped".
 
     Raises:
-        ConfigError: another process writes the same run.
+        ConfigError: another process writes the same run; a step that cannot be compiled, or not
+            on several devices.
     """
-    path = out / (experiment or config.task) / f"{config.key}.jsonl"
-    if accelerator == "auto" and not torch.cuda.is_available():
-        accelerator = "cpu"  # noise is float64, which some other accelerators do not have
-    fabric = Fabric(accelerator=accelerator, devices=devices, precision=config.precision)
-    fabric.launch()
-    task = task or build_task(config)
+    path = loop.path_of(config, out, experiment)
+    fabric = loop.launch(accelerator, devices, config.precision)
+    task = task or loop.build_task(config)
     lock = records.Lock(path) if fabric.is_global_zero else None
     try:
         return _Run(fabric, config, task, path, progress).go()
@@ -118,12 +68,12 @@ class _Run:
     def __init__(
         self, fabric: Fabric, config: RunConfig, task: AbstractTask, path: Path, progress: bool
     ) -> None:
-        self.fabric, self.config, self.task, self.path = fabric, config, task, path
+        self.fabric, self.config, self.task = fabric, config, task
         self.show = progress and fabric.is_global_zero
         self.seeds = Seeds(config.seed)
         task.prepare(fabric.device)
         model = task.model(self.seeds)
-        optimizer = _OPTIMIZERS[config.optimizer](model.parameters(), lr=config.lr)
+        optimizer = loop.OPTIMIZERS[config.optimizer](model.parameters(), lr=config.lr)
         wrapped: Any = fabric.setup(model, optimizer)
         self.model, self.optimizer = wrapped
         self.generator = torch.Generator(fabric.device)
@@ -133,8 +83,10 @@ class _Run:
         if self.tuning is not None:
             estimator = self.tuning.estimator
         self.bound = Bound(estimator, samples=config.samples or 1, generator=self.generator)
-        self.epoch = self.step = self.evaluations = 0
-        self.seconds = 0.0
+        self.compiled = None if self.refusal else self._compiled(estimator)
+        self.journal = Journal(
+            config, path, fabric.device, devices=fabric.world_size, writes=fabric.is_global_zero
+        )
 
     def _tuning(self, estimator: AbstractEstimator) -> Tuning | None:
         """Return what the estimator learns, where it is to learn."""
@@ -147,83 +99,87 @@ class _Run:
         seed = self.seeds.of("tuning")
         return Tuning(estimator, law, lr=lr, seed=seed, fabric=self.fabric)
 
-    @property
-    def _checkpoint(self) -> Path:
-        return self.path.with_suffix(".ckpt")
+    def _compiled(self, estimator: AbstractEstimator) -> CompiledLosses | None:
+        """Return the compiled losses, where they are to be compiled."""
+        mode, devices = self.config.compile, self.fabric.world_size
+        if mode == "none":
+            return None
+        if devices > 1:
+            raise ConfigError(f"compile is {mode!r} on {devices} devices, but it serves one.")
+        model, samples = self.model.module, self.config.samples or 1
+        return CompiledLosses(self.task, model, estimator, samples, mode, self.fabric.device)
 
     def go(self) -> Result:
+        journal = self.journal
         if self.refusal is not None:
-            self._start()
+            journal.start()
             return self._end("skipped", f"{self.config.label}: {self.refusal}")
-        old = records.read(self.path)
-        # A checkpoint without its records would end in a run with a hole: start anew.
-        state = checkpoint.load(self._checkpoint, self.fabric.device) if old else None
+        state = journal.load()
         if state is not None:
             self._restore(state)
-        if old and old[-1].kind == "end":
-            return self._result(old[-1].status == "done" and state is not None)
-        if state is None:
-            self._start()
-        elif self.fabric.is_global_zero:
-            # Lines after the checkpoint belong to work that is about to be done again.
-            kept = [r for r in old if r.step <= self.step]
-            records.write(self.path, [*kept, self._start_record()])
+        if journal.status is not None:
+            return self._result(journal.status == "done" and state is not None)
+        journal.start(anew=state is None)
         try:
             self._train()
-        except _DivergedError as why:
+        except DivergedError as why:
             return self._end("diverged", str(why))
-        found = self._metrics(final=True)
-        self._pictures()
+        found = loop.metrics(self.task, self.model, self.seeds, final=True)
+        if self.fabric.is_global_zero:
+            loop.draw_pictures(self.task, self.model, self.seeds, journal.path)
         return self._end("done", None, found)
 
     def _train(self) -> None:
-        per_epoch = math.ceil(self._examples() / self.config.batch_size)
-        with Progress(self.config.epochs * per_epoch, self.config.label, self.show) as bar:
-            bar.advance(self.step)
-            while self.epoch < self.config.epochs:
+        journal, config = self.journal, self.config
+        total = loop.steps_of(self.task, config, self.seeds)
+        with Progress(total, config.label, self.show) as bar:
+            bar.advance(journal.step)
+            while journal.epoch < config.epochs:
                 began = time.perf_counter()
                 loss = self._train_epoch(bar)
-                self.epoch += 1
-                self.seconds += time.perf_counter() - began
+                journal.epoch += 1
+                journal.seconds += time.perf_counter() - began
                 found = {("train", self.task.metrics[0].name): loss}
-                if self.epoch % self.config.evaluate_every == 0 or self.epoch == self.config.epochs:
-                    found |= self._metrics(final=False)
-                self._write(found)
-                self._save()
+                if journal.epoch % config.evaluate_every == 0 or journal.epoch == config.epochs:
+                    found |= loop.metrics(self.task, self.model, self.seeds, final=False)
+                journal.write(found)
+                journal.save(self._state())
+                self.fabric.barrier()
 
     def _train_epoch(self, bar: Progress) -> float:
         """Return the mean loss over the epoch, as it was while the weights moved."""
         rank, world = self.fabric.global_rank, self.fabric.world_size
-        self.generator.manual_seed(self.seeds.of("noise", self.epoch, rank))
+        journal, counter = self.journal, self.compiled or self.bound
+        self.generator.manual_seed(self.seeds.of("noise", journal.epoch, rank))
         total = torch.zeros((), dtype=torch.float64, device=self.fabric.device)
         count = 0
         batches = self.task.batches(
-            "train", self.seeds, epoch=self.epoch, size=self.config.batch_size
+            "train", self.seeds, epoch=journal.epoch, size=self.config.batch_size
         )
         for batch in batches:
             share = batch[rank::world]
             losses = self._train_step(share, len(share) * world / len(batch))
             total += losses.sum()
             count += losses.numel()
-            self.step += 1
-            if self.step % 50 == 0:
+            journal.step += 1
+            if journal.step % loop.CHECK_EVERY == 0:
                 self._check(total, count)
                 bar.show(float(total) / count)
             bar.advance(1)
         self._check(total, count)
-        mine = torch.stack((total, *total.new_tensor((count, self.bound.evaluations))))
-        self.bound.evaluations = 0
+        mine = torch.stack((total, *total.new_tensor((count, counter.evaluations))))
+        counter.evaluations = 0
         sums = cast(Tensor, self.fabric.all_reduce(mine, reduce_op="sum"))
-        self.evaluations += int(sums[2])
+        journal.evaluations += int(sums[2])
         return float(sums[0] / sums[1])
 
     def _train_step(self, batch: Tensor, weight: float) -> Tensor:
         """Step on this device's share of a batch; devices count by how many examples they have."""
         self.bound.tuning_losses.clear()
         try:
-            losses = self.task.losses(self.model, batch, self.bound)
+            losses = self._losses(batch)
         except UnsoundLogitsError as error:
-            raise _DivergedError(f"step {self.step}: {error}") from error
+            raise DivergedError(f"step {self.journal.step}: {error}") from error
         loss = losses.mean() * weight if weight else losses.sum()
         # The mean over no rows at all is not a number.
         for tuning in self.bound.tuning_losses if weight else ():
@@ -235,51 +191,16 @@ class _Run:
             self.tuning.step()
         return losses.detach()
 
+    def _losses(self, batch: Tensor) -> Tensor:
+        if self.compiled is None:
+            return self.task.losses(self.model, batch, self.bound)
+        with self.fabric.autocast():
+            return self.compiled(batch, self.generator)
+
     def _check(self, total: Tensor, count: int) -> None:
         if not bool(total.isfinite()):
-            raise _DivergedError(
-                f"step {self.step}: the loss is {float(total) / count} in epoch {self.epoch + 1}. "
-                "Lower the learning rate, or raise tau if it is small."
-            )
-
-    def _examples(self) -> int:
-        sizes = (len(b) for b in self.task.batches("train", self.seeds, epoch=0, size=10_000))
-        return sum(sizes)
-
-    def _metrics(self, *, final: bool) -> dict[tuple[str, str], float]:
-        self.model.eval()
-        found = {
-            (split, name): value
-            for split in ("valid", "test")
-            for name, value in self.task.evaluate(
-                self.model, split, self.seeds, final=final
-            ).items()
-        }
-        self.model.train()
-        return found
-
-    def _start_record(self) -> Record:
-        """Say what runs, and where: once, and again whenever the run is taken up."""
-        facts = environment(self.fabric.device) | {"devices": self.fabric.world_size}
-        config = self.config.as_dict()
-        return Record("start", self.config.key, self.step, config=config, environment=facts)
-
-    def _start(self) -> None:
-        if self.fabric.is_global_zero:
-            records.write(self.path, [self._start_record()])
-
-    def _lines(self, found: dict[tuple[str, str], float]) -> list[Record]:
-        return [
-            Record(
-                "metric", self.config.key, self.step, split, metric, value,
-                self.evaluations, round(self.seconds, 3),
-            )
-            for (split, metric), value in found.items()
-        ]  # fmt: skip
-
-    def _write(self, found: dict[tuple[str, str], float]) -> None:
-        if self.fabric.is_global_zero:
-            records.append(self.path, self._lines(found))
+            journal = self.journal
+            raise DivergedError(loop.diverged(journal.step, journal.epoch, float(total) / count))
 
     def _end(
         self,
@@ -287,43 +208,21 @@ class _Run:
         reason: str | None,
         found: dict[tuple[str, str], float] | None = None,
     ) -> Result:
-        if self.fabric.is_global_zero:
-            last = Record(
-                "end", self.config.key, self.step, evaluations=self.evaluations,
-                seconds=round(self.seconds, 3), status=status, reason=reason,
-            )  # fmt: skip
-            # In one go: what is measured at the end is there once or not at all.
-            records.append(self.path, [*self._lines(found or {}), last])
+        self.journal.end(status, reason, found)
         self.fabric.barrier()
         return self._result(status == "done")
 
     def _result(self, whole: bool) -> Result:
-        model = self.model.module if whole else None
-        return Result(self.config, self.path, records.read(self.path), self.task, model)
+        return self.journal.result(self.task, self.model.module if whole else None)
 
-    def _save(self) -> None:
-        if self.fabric.is_global_zero:
-            counters = {k: getattr(self, k) for k in ("epoch", "step", "evaluations", "seconds")}
-            model = self.model.module.state_dict()
-            optimizer = self.optimizer.state_dict()
-            tuning = {} if self.tuning is None else {"tuning": self.tuning.state()}
-            state = counters | {"model": model, "optimizer": optimizer} | tuning
-            checkpoint.save(self._checkpoint, state)
-        self.fabric.barrier()
+    def _state(self) -> dict[str, Any]:
+        model = self.model.module.state_dict()
+        optimizer = self.optimizer.state_dict()
+        tuning = {} if self.tuning is None else {"tuning": self.tuning.state()}
+        return {"model": model, "optimizer": optimizer} | tuning
 
     def _restore(self, state: dict[str, Any]) -> None:
-        self.model.module.load_state_dict(state.pop("model"))
-        self.optimizer.load_state_dict(state.pop("optimizer"))
+        self.model.module.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
         if self.tuning is not None:
-            self.tuning.restore(state.pop("tuning"))
-        for name, value in state.items():
-            setattr(self, name, value)
-
-    def _pictures(self) -> None:
-        if not self.fabric.is_global_zero:
-            return
-        import matplotlib.image
-
-        for name, picture in self.task.pictures(self.model, self.seeds).items():
-            target = self.path.with_name(f"{self.config.key}-{name}.png")
-            matplotlib.image.imsave(target, picture.numpy(), cmap="gray_r", vmin=0, vmax=1)
+            self.tuning.restore(state["tuning"])
