@@ -9,18 +9,22 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # Stamps: what .venv holds, as of this pyproject.toml and constraints.txt.
 BENCH := $(VENV)/.stamp-bench
 DEV := $(VENV)/.stamp-dev
+PEERS := $(VENV)/.stamp-peers
 PINS := pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test lint types format wheel-check clean
+.PHONY: help demo bench test lint types format wheel-check clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 demo: $(BENCH) ## train and compare a few estimators on this machine
 	$(BIN)/gradthrough demo
+
+bench: $(PEERS) ## time the kernels, ten minutes; BENCH_OPTIONS=--full: all of it, hours
+	$(BIN)/python benchmarks/kernels.py --out benchmarks/results/kernels.csv --page docs/kernels.md $(BENCH_OPTIONS)
 
 test: $(DEV) ## run the tests and the examples in the docstrings
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
@@ -62,4 +66,9 @@ $(BENCH): $(PINS) | $(VENV)/bin/pip
 $(DEV): $(PINS) | $(VENV)/bin/pip
 	@echo 'Installing .[bench,dev] into $(VENV): minutes, the first time'
 	@$(PIP) install --quiet -c constraints.txt -e '.[bench,dev]'
+	@touch $(BENCH) $@
+
+$(PEERS): $(PINS) | $(VENV)/bin/pip
+	@echo 'Installing .[bench,peers] into $(VENV): minutes, the first time'
+	@$(PIP) install --quiet -c constraints.txt -e '.[bench,peers]'
 	@touch $(BENCH) $@
