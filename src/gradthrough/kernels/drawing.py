@@ -52,7 +52,7 @@ def _class_by_class(p: Tensor, u: Tensor) -> Tensor:
 
 def _search(p: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
     """Draw from weights p (R, C) with u (R, N); return the indices (R, N), and the cdf (R, C)."""
-    cdf = p.to(torch.float64).cumsum(-1)
+    cdf = p.to(torch.float64).cumsum_(-1)
     index = torch.searchsorted(cdf, u * (cdf[:, -1:] * _BELOW), right=True)
     return index.clamp_max_(p.shape[-1] - 1), cdf  # NaN is beyond all
 
@@ -66,10 +66,12 @@ def _in_two_stages(p: Tensor, u: Tensor) -> Tensor:
     """
     classes = p.shape[-1]
     size = _block(classes)
-    blocks, rest = divmod(classes, size)
-    masses = p[:, : blocks * size].view(-1, blocks, size).sum(-1)
+    blocks, rest = classes // size, classes % size
     if rest:
+        masses = p[:, : blocks * size].unflatten(-1, (blocks, size)).sum(-1)
         masses = torch.cat((masses, p[:, -rest:].sum(-1, keepdim=True)), -1)
+    else:  # short sums, that a product with ones does in half the time
+        masses = p.reshape(-1, size).mv(p.new_ones(size)).view(-1, blocks)
     block, cdf = _search(masses, u)
     start = cdf.gather(-1, (block - 1).clamp_min_(0)).masked_fill_(block == 0, 0.0)
     # What is left of u within the block drawn, from 0 to 1.

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .._errors import BackendError
 from .._types import Backend
-from . import eager, fused
+from . import compiled, eager, fused
 from .eager import AbstractKernel, Kept, Launched
 
 BACKENDS = ("auto", "eager", "fused", "compile", "triton")
@@ -22,6 +22,7 @@ class Engine(NamedTuple):
 
 
 _EAGER = Engine(eager.forward, eager.backward, False)
+_COMPILE = Engine(compiled.forward, compiled.backward, False)
 _FUSED = Engine(fused.forward, fused.backward, False)
 
 
@@ -31,4 +32,6 @@ def engine_for(backend: Backend, kernel: AbstractKernel, logits: Tensor) -> Engi
         return _FUSED
     if backend == "eager":
         return _EAGER
+    if backend == "compile":
+        return _COMPILE
     raise BackendError(f"unknown backend {backend!r}. Known: {', '.join(map(repr, BACKENDS))}.")

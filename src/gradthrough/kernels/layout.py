@@ -15,7 +15,7 @@ from .._types import compute_dtype
 _CLASS_MAJOR = 20  # classes, at most; about where the two softmaxes take the same time
 _COLUMNS = 4  # that are copied one by one, at most: torch transposes a narrow matrix slowly
 _LONG = 256  # classes; rows of more need no cumulative sum in float64
-_PART, _LONG_PART = 2**16, 2**20  # elements
+_PART, _LONG_PART = 2**18, 2**20  # elements
 
 
 class Layout:
