@@ -63,7 +63,7 @@ class _Attach(Function):
             return g, None, None
         scaled = g.reshape(g.shape + (1,) * (x.ndim - ctx.lead)).to(grad.dtype) * grad
         g_x = scaled.to(x.dtype)
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        if torch.is_grad_enabled() and not torch.compiler.is_dynamo_compiling():
             g_x = cast(Tensor, _Once.apply(g_x, x, value))
             # What the parameters of f get depends on x too, through the law of the points.
             g = cast(Tensor, _Once.apply(g, x, value.detach()))
@@ -107,7 +107,7 @@ def attach(value: Tensor, x: Tensor, grad: Tensor) -> Tensor:
         tensor([[5., 5., 5.],
                 [5., 5., 5.]])
     """
-    door = _Attach if torch.compiler.is_compiling() else _AttachBothModes
+    door = _Attach if _traces_itself() else _AttachBothModes
     return cast(Tensor, door.apply(value, x, grad.detach()))
 
 
@@ -150,5 +150,28 @@ def substitute(value: Tensor, surrogate: Tensor) -> Tensor:
         >>> x.grad
         tensor([1., 1., 1.])
     """
-    door = _Substitute if torch.compiler.is_compiling() else _SubstituteBothModes
+    door = _Substitute if _traces_itself() else _SubstituteBothModes
     return cast(Tensor, door.apply(value.detach(), surrogate))
+
+
+def _traces_itself() -> bool:
+    """Return whether torch.compile looks into the doors; under transforms it may not.
+
+    There it would lose their backward, and differentiate the forward.
+    """
+    if not torch.compiler.is_dynamo_compiling():
+        return False
+    # What torch's own Function.apply asks; there is no public way to.
+    transformed = torch._C._are_functorch_transforms_active()  # pyright: ignore[reportPrivateUsage]
+    if transformed:
+        _put_doors_into_the_graph()
+    return not transformed
+
+
+def _put_doors_into_the_graph() -> None:
+    torch.compiler.allow_in_graph([_AttachBothModes, _SubstituteBothModes])
+
+
+# Has the tracer call the function instead of reading it. torch.compiler has a decorator that sets
+# this, but it would import the compiler along with the library.
+_put_doors_into_the_graph.__dict__["_dynamo_marked_constant"] = True

@@ -25,32 +25,15 @@ def forward(kernel: AbstractKernel, logits: Tensor, noise: Tensor) -> Launched:
     r"""Draw for logits (\*rows, C), as `fused` does."""
     if torch.compiler.is_compiling():  # what is traced already is built with the rest
         return fused.forward(kernel, logits, noise)
-    lead, classes = logits.shape[:-1], logits.shape[-1]
-    rows = logits.detach().reshape(-1, classes)
-    u = noise.reshape(rows.shape[0], *noise.shape[len(lead) :])
-    z, chosen, total, saved = _run(_forward(kernel, classes, logits.dtype), rows, u)
-    out = (z, chosen, total, *saved)
-    out = tuple(x.reshape(*lead, *x.shape[1:]) for x in out)
-    return Launched(*out[:3], out[3:])
+    return _run(_forward(kernel, logits.shape[-1], logits.dtype), logits.detach(), noise)
 
 
 def backward(kernel: AbstractKernel, kept: Kept, g: Tensor) -> Tensor:
     r"""Return the first derivative along g (\*rows, C), as `fused` does."""
     if torch.compiler.is_compiling():
         return fused.backward(kernel, kept, g)
-    logits, chosen, noise, inner, saved = kept
-    shape, classes = logits.shape, logits.shape[-1]
-    rows = logits.detach().reshape(-1, classes)
-    count = rows.shape[0]
-    flat = Kept(
-        rows,
-        chosen.reshape(-1),
-        noise.reshape(count, 2) if kernel.noise == "variable+seed" else noise.new_empty(0),
-        inner.reshape(count, -1, classes) if inner.numel() else inner.new_empty(0),
-        tuple(x.reshape(rows.shape) for x in saved),
-    )
-    build = _backward(kernel, classes, logits.dtype)
-    return _run(build, flat, g.reshape(rows.shape)).reshape(shape)
+    build = _backward(kernel, kept.logits.shape[-1], kept.logits.dtype)
+    return _run(build, kept._replace(logits=kept.logits.detach()), g)
 
 
 def _run(built: Callable[..., Any], *args: Any) -> Any:
@@ -60,18 +43,23 @@ def _run(built: Callable[..., Any], *args: Any) -> Any:
         raise BackendError(_HELP) from error
 
 
+# The number of classes is made a constant of the code, also where torch has decided from other
+# calls that it may change.
+
+
 @cache
 def _forward(kernel: AbstractKernel, classes: int, dtype: torch.dtype) -> Callable[..., Launched]:
-    # Written so, the number of classes is a constant of the code, also where torch has decided
-    # that it may change.
-    return _built(lambda rows, u: fused.forward(kernel, rows.reshape(-1, classes), u))
+    def run(logits: Tensor, noise: Tensor) -> Launched:
+        return fused.forward(kernel, logits.reshape(*logits.shape[:-1], classes), noise)
+
+    return _built(run)
 
 
 @cache
 def _backward(kernel: AbstractKernel, classes: int, dtype: torch.dtype) -> Callable[..., Tensor]:
     def run(kept: Kept, g: Tensor) -> Tensor:
-        kept = kept._replace(logits=kept.logits.reshape(-1, classes))
-        return fused.backward(kernel, kept, g.reshape(-1, classes))
+        logits = kept.logits.reshape(*kept.logits.shape[:-1], classes)
+        return fused.backward(kernel, kept._replace(logits=logits), g)
 
     return _built(run)
 

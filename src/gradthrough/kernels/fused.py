@@ -100,16 +100,29 @@ def _relax(tau: float, rows: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Ten
     def soft() -> Iterator[Tensor]:
         for some, uniforms in parts(rows, noise):
             x = layout.arrange(some)
-            # log Exp(1) as in _random.gumbels, on one buffer.
-            minus = uniforms.clamp_min(_LEAST).neg_().log1p_().to(x.dtype)
             x = x - x.amax(layout.dim, keepdim=True)
-            x.sub_(layout.arrange(minus).neg_().log_())
-            top, index = x.max(layout.dim, keepdim=True)
+            # log Exp(1) as in _random.gumbels, with as few passes over float64 as can be.
+            e = layout.arrange(uniforms.neg().log1p_().to(x.dtype)).neg_()
+            x.sub_(e.clamp_min_(_LEAST).log_())
+            top, index = _top(x, layout.dim)
             drawn.append(index.reshape(-1))
-            yield layout.restore(torch.softmax(x.sub_(top).div_(tau), layout.dim))
+            if tau != 1.0:  # centred before the division, which would round what is shared
+                x.sub_(top).div_(tau)
+            yield layout.restore(torch.softmax(x, layout.dim))
 
     relaxed = joined(soft(), len(rows))
     return joined(drawn, len(rows)), relaxed[:, 0], relaxed
+
+
+def _top(x: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+    """Return the maximum and the first class that has it."""
+    if dim == 0:
+        return x.max(0, keepdim=True)
+    # torch's argmax over a last dim takes several times as long.
+    top = x.amax(-1, keepdim=True)
+    last = x.shape[-1] - 1
+    places = torch.arange(last + 1, dtype=torch.int32, device=x.device)
+    return top, torch.where(x == top, places, last).amin(-1, keepdim=True)
 
 
 class _Part(NamedTuple):
@@ -180,10 +193,15 @@ def _along(p: Tensor, g: Tensor, dim: int) -> Tensor:
     return (g - (p * g).sum(dim, keepdim=True)).mul_(p)
 
 
+def _over(x: Tensor, tau: float) -> Tensor:
+    """Divide in place."""
+    return x if tau == 1.0 else x.div_(tau)
+
+
 def _straight_through(kernel: StraightThrough, part: _Part, dim: int) -> Tensor:
     out = _along(_softmax(part.x, kernel.tau, dim), part.g, dim)
     if not kernel.importance:
-        return out if kernel.tau == 1.0 else out.div_(kernel.tau)
+        return _over(out, kernel.tau)
     alive = (part.x > -torch.inf).sum(dim, keepdim=True)
     drawn = torch.softmax(part.x, dim).gather(dim, part.at).clamp_min_(1e-12)
     return out.div_(alive * drawn * kernel.tau)
@@ -191,11 +209,11 @@ def _straight_through(kernel: StraightThrough, part: _Part, dim: int) -> Tensor:
 
 def _decoupled(kernel: DecoupledStraightThrough, part: _Part, dim: int) -> Tensor:
     p = _softmax(part.x, kernel.tau_backward, dim)
-    return _along(p, part.g, dim).div_(kernel.tau_backward)
+    return _over(_along(p, part.g, dim), kernel.tau_backward)
 
 
 def _gumbel_softmax(kernel: GumbelSoftmax, part: _Part, dim: int) -> Tensor:
-    return _along(part.saved[0], part.g, dim).div_(kernel.tau)
+    return _over(_along(part.saved[0], part.g, dim), kernel.tau)
 
 
 def _reinmax(kernel: ReinMax, part: _Part, dim: int) -> Tensor:
@@ -225,7 +243,8 @@ def _gapped(kernel: GappedStraightThrough, part: _Part, dim: int) -> Tensor:
     else:
         x.clamp_max_(-kernel.gap)
     x.scatter_(dim, part.at, drawn - drawn)  # 0, or NaN in an unsound row
-    return _along(torch.softmax(x.div_(kernel.tau), dim), part.g, dim).div_(kernel.tau)
+    out = _along(torch.softmax(_over(x, kernel.tau), dim), part.g, dim)
+    return _over(out, kernel.tau)
 
 
 def _gumbel_rao(kernel: GumbelRao, part: _Part, dim: int) -> Tensor:
