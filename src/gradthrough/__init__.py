@@ -16,6 +16,7 @@ from .distributions import Bernoulli as Bernoulli
 from .distributions import Categorical as Categorical
 from .distributions import Distribution as Distribution
 from .distributions import as_distribution as as_distribution
+from .embedding import embed as embed
 from .estimators import ARM as ARM
 from .estimators import ARMS as ARMS
 from .estimators import ARSM as ARSM

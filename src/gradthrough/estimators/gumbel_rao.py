@@ -71,10 +71,9 @@ class GumbelRao(AbstractLaunched):
         """The sample's law and surrogate."""
         return _kernel(self.tau, self.k, self.qmc)
 
-    def sample(self, logits: Tensor, noise: Tensor) -> Tensor:
-        r"""Draw (\*rows, C) samples that carry their Jacobian, from logits of that shape."""
-        _check_classes(self.k, logits.shape[-1])
-        return super().sample(logits, noise)
+    def check_classes(self, classes: int) -> None:
+        """Refuse other than two classes where all inner noise is integrated over."""
+        _check_classes(self.k, classes)
 
 
 def _kernel(tau: float, k: object, qmc: object) -> AbstractKernel:

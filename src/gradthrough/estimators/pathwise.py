@@ -75,8 +75,12 @@ class AbstractLaunched(AbstractPathwise):
     def kernel(self) -> AbstractKernel:
         """The sample's law and surrogate."""
 
+    def check_classes(self, classes: int) -> None:
+        """Refuse a number of classes that the estimator cannot serve."""
+
     def sample(self, logits: Tensor, noise: Tensor) -> Tensor:
         r"""Draw (\*rows, C) samples that carry their Jacobian, from logits of that shape."""
+        self.check_classes(logits.shape[-1])
         return launch(self.kernel, logits, noise, given=False)
 
 

@@ -4,9 +4,10 @@ Built when first called for, once for a kernel, a number of classes and a dtype,
 number of rows first changes; then kept for the process.
 """
 
+import inspect
 from collections.abc import Callable
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -21,11 +22,12 @@ _HELP = (
 )
 
 
-def forward(kernel: AbstractKernel, logits: Tensor, noise: Tensor) -> Launched:
+def forward(kernel: AbstractKernel, logits: Tensor, noise: Tensor, dense: bool = True) -> Launched:
     r"""Draw for logits (\*rows, C), as `fused` does."""
     if torch.compiler.is_compiling():  # what is traced already is built with the rest
-        return fused.forward(kernel, logits, noise)
-    return _run(_forward(kernel, logits.shape[-1], logits.dtype), logits.detach(), noise)
+        return fused.forward(kernel, logits, noise, dense)
+    build = _forward(kernel, logits.shape[-1], logits.dtype, dense)
+    return _run(build, logits.detach(), noise)
 
 
 def backward(kernel: AbstractKernel, kept: Kept, g: Tensor) -> Tensor:
@@ -39,7 +41,7 @@ def backward(kernel: AbstractKernel, kept: Kept, g: Tensor) -> Tensor:
 def _run(built: Callable[..., Any], *args: Any) -> Any:
     try:
         return built(*args)
-    except torch._dynamo.exc.TorchDynamoException as error:  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
+    except RuntimeError as error:  # of which torch's errors of tracing and building are
         raise BackendError(_HELP) from error
 
 
@@ -48,9 +50,12 @@ def _run(built: Callable[..., Any], *args: Any) -> Any:
 
 
 @cache
-def _forward(kernel: AbstractKernel, classes: int, dtype: torch.dtype) -> Callable[..., Launched]:
+def _forward(
+    kernel: AbstractKernel, classes: int, dtype: torch.dtype, dense: bool
+) -> Callable[..., Launched]:
     def run(logits: Tensor, noise: Tensor) -> Launched:
-        return fused.forward(kernel, logits.reshape(*logits.shape[:-1], classes), noise)
+        logits = logits.reshape(*logits.shape[:-1], classes)
+        return fused.forward(kernel, logits, noise, dense)
 
     return _built(run)
 
@@ -65,5 +70,8 @@ def _backward(kernel: AbstractKernel, classes: int, dtype: torch.dtype) -> Calla
 
 
 def _built(function: Callable[..., Any]) -> Callable[..., Any]:
+    compiler = cast(Any, torch.compile)  # the option is not among the overloads of its types
+    if "isolate_recompiles" not in inspect.signature(compiler).parameters:
+        raise BackendError(f"backend='compile' needs torch 2.13, but this is {torch.__version__}.")
     # Apart from one another: torch counts the builds of one piece of code, and stops at eight.
-    return torch.compile(function, fullgraph=True, isolate_recompiles=True)
+    return compiler(function, fullgraph=True, isolate_recompiles=True)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function, forward_ad
 
-from .._errors import DomainError, UnsoundLogitsError
+from .._errors import DomainError, UnsoundLogitsError, UnsupportedError
 from .._types import Backend, compute_dtype
 from . import eager
 from .eager import AbstractKernel, Exact, Kept
@@ -37,13 +37,15 @@ def set_validation(enabled: bool | None) -> None:
     _validation = enabled
 
 
-def _validates(x: Tensor) -> bool:
+def validates(x: Tensor) -> bool:
+    """Return whether the content of a tensor is looked at, here and now."""
     if torch.compiler.is_compiling() or x.device.type == "meta":
         return False
     return x.device.type == "cpu" if _validation is None else _validation
 
 
-def _check_rows(logits: Tensor, total: Tensor) -> None:
+def check_totals(logits: Tensor, total: Tensor) -> None:
+    """Raise UnsoundLogitsError where a row's total is not finite."""
     # One number tells: totals are at most C, and a sum of NaN is NaN.
     if math.isfinite(total.sum(dtype=torch.float64).item()):
         return
@@ -81,12 +83,12 @@ def check_uniforms(noise: Tensor) -> None:
 def _forward(
     engine: Engine, kernel: AbstractKernel, logits: Tensor, noise: Tensor, given: bool
 ) -> tuple[Tensor, ...]:
-    checks = _validates(logits)
+    checks = validates(logits)
     if checks and given:
         check_uniforms(noise)
-    z, index, total, saved = engine.forward(kernel, logits, noise)
+    z, index, total, saved = engine.forward(kernel, logits, noise, True)
     if checks:
-        _check_rows(logits, total)
+        check_totals(logits, total)
     elif not engine.poisons:
         z = torch.where(total.isfinite().unsqueeze(-1), z, torch.nan)
     # What is kept for the backward is kept small.
@@ -179,7 +181,7 @@ class _DerivativeBothModes(_Derivative):
 
 
 def _apply_derivative(*args: Any) -> Tensor:
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_dynamo_compiling():
         return _Derivative.forward(*args)
     return cast(Tensor, _DerivativeBothModes.apply(*args))
 
@@ -200,15 +202,29 @@ def _along(ctx: Any, direction: Tensor | None) -> Tensor | None:
     if direction is None:
         return None
     inputs = (ctx.engine, ctx.kernel, ctx.saved, *ctx.saved_tensors, direction)
-    plain = not torch.is_grad_enabled() and not _transformed(direction)
+    plain = not torch.is_grad_enabled() and not transformed(direction)
     return _Derivative.forward(*inputs) if plain else _apply_derivative(*inputs)
 
 
-def _transformed(x: Tensor) -> bool:
+def transformed(x: Tensor) -> bool:
     """Return whether a transform of torch.func, or forward mode, is at work."""
     # What torch's own Function.apply asks; there is no public way to.
     active = torch._C._are_functorch_transforms_active()  # pyright: ignore[reportPrivateUsage]
     return active or forward_ad.unpack_dual(x).tangent is not None
+
+
+def _transformed_inside() -> bool:
+    """Return whether torch.compile reads a function under a transform of torch.func."""
+    # As in transformed.
+    if torch._C._are_functorch_transforms_active():  # pyright: ignore[reportPrivateUsage]
+        return True
+    if forward_ad._current_level >= 0:  # pyright: ignore[reportPrivateUsage]
+        raise UnsupportedError(
+            "forward mode around torch.compile: what is compiled loses the tangents, in torch "
+            "itself. Put the transform inside: "
+            "torch.compile(lambda x, t: torch.func.jvp(loss, (x,), (t,)))."
+        )
+    return False
 
 
 class _Launch(Function):
@@ -268,9 +284,9 @@ class _LaunchUntransformed(Function):
 
 
 def _apply_launch(*args: Any) -> tuple[Tensor, ...]:
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_dynamo_compiling():
         door: type[Function] = _Launch
-    elif _transformed(args[2]):
+    elif transformed(args[2]):
         door = _LaunchBothModes
     else:
         door = _LaunchUntransformed
@@ -313,10 +329,29 @@ def _launch(
     given: bool,
     backend: Backend,
 ) -> tuple[Tensor, ...]:
-    engine = engine_for(backend, kernel, logits)
     # Absent inner draws travel as an empty tensor: a traced context loses a None it should save.
     draws = noise.new_empty(0) if inner is None else inner
-    return _apply_launch(engine, kernel, logits, noise, draws, given)
+    if torch.compiler.is_dynamo_compiling() and _transformed_inside():
+        _into_the_graph()
+        return _launch_as_it_is(backend, kernel, logits, noise, draws, given)
+    return _apply_launch(engine_for(backend, kernel, logits), kernel, logits, noise, draws, given)
+
+
+def _launch_as_it_is(backend: Backend, kernel: AbstractKernel, *args: Any) -> tuple[Tensor, ...]:
+    """Launch within the graph of torch.compile, which under a transform may not read the door.
+
+    It would lose its backward and differentiate its forward. So the transform finds all its rules.
+    """
+    engine = engine_for(backend, kernel, args[0])
+    return cast("tuple[Tensor, ...]", _LaunchBothModes.apply(engine, kernel, *args))
+
+
+def _into_the_graph() -> None:
+    torch.compiler.allow_in_graph(_launch_as_it_is)
+
+
+# As in _attach, where the reason is: the tracer calls the function instead of reading it.
+_into_the_graph.__dict__["_dynamo_marked_constant"] = True
 
 
 def launch_indexed(
@@ -337,7 +372,7 @@ class _Check(Function):
 
     @staticmethod
     def forward(check: Callable[[Tensor], None], x: Tensor) -> Tensor:
-        if _validates(x):
+        if validates(x):
             check(x)
         return x.new_zeros(())
 
@@ -358,7 +393,7 @@ def check_content(x: Tensor, check: Callable[[Tensor], None]) -> None:
 
 def _sound(logits: Tensor) -> None:
     x = logits.to(compute_dtype(logits.dtype))
-    _check_rows(x, normalise(centre(x))[1])
+    check_totals(x, normalise(centre(x))[1])
 
 
 def check_rows(logits: Tensor) -> None:

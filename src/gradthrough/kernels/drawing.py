@@ -68,8 +68,8 @@ def _in_two_stages(p: Tensor, u: Tensor) -> Tensor:
     size = _block(classes)
     blocks, rest = classes // size, classes % size
     if rest:
-        masses = p[:, : blocks * size].unflatten(-1, (blocks, size)).sum(-1)
-        masses = torch.cat((masses, p[:, -rest:].sum(-1, keepdim=True)), -1)
+        whole = p[:, : blocks * size].view(-1, blocks, size).sum(-1)
+        masses = torch.cat((whole, p[:, -rest:].sum(-1, keepdim=True)), -1)
     else:  # short sums, that a product with ones does in half the time
         masses = p.reshape(-1, size).mv(p.new_ones(size)).view(-1, blocks)
     block, cdf = _search(masses, u)

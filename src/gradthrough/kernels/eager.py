@@ -338,13 +338,16 @@ def contract(terms: Iterable[Term], directions: tuple[Tensor, ...]) -> Tensor:
     return torch.zeros_like(directions[0]) if out is None else out
 
 
-def forward(kernel: AbstractKernel, logits: Tensor, noise: Tensor) -> Launched:
-    r"""Draw for logits (\*rows, C) of any dtype; an unsound row has a total of NaN."""
+def forward(kernel: AbstractKernel, logits: Tensor, noise: Tensor, dense: bool = True) -> Launched:
+    r"""Draw for logits (\*rows, C) of any dtype; an unsound row has a total of NaN.
+
+    Without `dense` no sample is made, only its class.
+    """
     drawn = kernel.forward(centre(logits.to(compute_dtype(logits.dtype))), noise)
     if kernel.soft:
         z = drawn.saved[0].to(logits.dtype, copy=True)  # `saved` is kept, z may be written to
     else:
-        z = one_hot(drawn.chosen, logits.shape[-1], logits.dtype)
+        z = one_hot(drawn.chosen, logits.shape[-1] if dense else 0, logits.dtype)
     return Launched(z, drawn.chosen, drawn.total.squeeze(-1), drawn.saved)
 
 

@@ -1,8 +1,11 @@
 """Which code runs a kernel: a backend asked for by name runs or raises."""
 
 from collections.abc import Callable
+from functools import cache
+from importlib.util import find_spec
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from .._errors import BackendError
@@ -16,22 +19,49 @@ BACKENDS = ("auto", "eager", "fused", "compile", "triton")
 class Engine(NamedTuple):
     """A backend: a kernel's sample, and its first derivative."""
 
-    forward: Callable[[AbstractKernel, Tensor, Tensor], Launched]
+    forward: Callable[[AbstractKernel, Tensor, Tensor, bool], Launched]
     backward: Callable[[AbstractKernel, Kept, Tensor], Tensor]
     poisons: bool  # whether its samples of unsound rows are NaN already
 
 
 _EAGER = Engine(eager.forward, eager.backward, False)
-_COMPILE = Engine(compiled.forward, compiled.backward, False)
 _FUSED = Engine(fused.forward, fused.backward, False)
+_COMPILE = Engine(compiled.forward, compiled.backward, False)
 
 
 def engine_for(backend: Backend, kernel: AbstractKernel, logits: Tensor) -> Engine:
-    r"""Return what runs a kernel on logits (\*rows, C), or say why nothing by that name can."""
+    r"""Return what runs a kernel on logits (\*rows, C), or say why nothing by that name can.
+
+    "auto" is Triton where it can run, on CUDA and outside of a graph being traced (which a
+    compiler turns into code of its own), and `fused` elsewhere.
+    """
     if backend in ("auto", "fused"):
+        if backend == "auto" and logits.is_cuda and not torch.compiler.is_compiling():
+            engine, why = _triton(kernel, logits)
+            return _FUSED if why else engine
         return _FUSED
     if backend == "eager":
         return _EAGER
     if backend == "compile":
         return _COMPILE
+    if backend == "triton":
+        engine, why = _triton(kernel, logits)
+        if why:
+            raise BackendError(f"backend='triton' was asked for. {why} backend='auto' picks one.")
+        return engine
     raise BackendError(f"unknown backend {backend!r}. Known: {', '.join(map(repr, BACKENDS))}.")
+
+
+@cache
+def _has_triton() -> bool:
+    return find_spec("triton") is not None
+
+
+def _triton(kernel: AbstractKernel, logits: Tensor) -> tuple[Engine, str]:
+    """Return the Triton backend, or why it cannot run."""
+    if not _has_triton():
+        return _FUSED, "Triton is not installed: pip install 'gradthrough[triton]'."
+    from . import triton
+
+    engine = Engine(triton.forward, triton.backward, True)
+    return engine, triton.unsupported(kernel, logits)

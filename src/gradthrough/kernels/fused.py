@@ -34,13 +34,14 @@ from .rao import average
 _LEAST = 2.0**-54
 
 
-def forward(kernel: AbstractKernel, logits: Tensor, noise: Tensor) -> Launched:
+def forward(kernel: AbstractKernel, logits: Tensor, noise: Tensor, dense: bool = True) -> Launched:
     r"""Draw for logits (\*rows, C); an unsound row gives any class and a total of NaN.
 
     One dim of the rows may be of size 1 where the noise has more: one softmax, several draws.
+    Without `dense` no sample is made, only its class.
     """
     rows = logits.reshape(-1, logits.shape[-1])
-    lead, form = logits.shape[:-1], (logits.shape[-1], logits.dtype)
+    lead, form = logits.shape[:-1], (logits.shape[-1] if dense else 0, logits.dtype)
     if isinstance(kernel, GumbelSoftmax):
         index, total, relaxed = _relax(kernel.tau, rows, noise.reshape(rows.shape))
         saved: tuple[Tensor, ...] = (relaxed.reshape(logits.shape),)
@@ -74,7 +75,12 @@ def _sample(law: float, rows: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _corner(index: Tensor, classes: int, dtype: torch.dtype) -> Tensor:
-    r"""Return exact zeros and ones (\*rows, C) for classes (\*rows): no view, it is written to."""
+    r"""Return exact zeros and ones (\*rows, C) for the class of each row; it is no view.
+
+    For C = 0, where no sample is wanted, it is empty.
+    """
+    if classes == 0:
+        return torch.empty((*index.shape, 0), dtype=dtype, device=index.device)
     if classes == 2 and dtype in (torch.float32, torch.float64):
         one = index.to(dtype)
         return _interleaved(1.0 - one, one)
@@ -154,7 +160,7 @@ def backward(kernel: AbstractKernel, kept: Kept, g: Tensor) -> Tensor:
         whole += [x.reshape(rows.shape) for x in kept.saved]
         whole += [kept.noise.reshape(count, 2)] if counter else []
         whole += [kept.inner.reshape(count, -1, classes)] if given else []
-        for some, chosen, along, *rest in parts(*whole):
+        for some, chosen, along, *rest in parts(*whole, often=counter):
             saved = tuple(rest[: len(kept.saved)])
             inner = rest.pop() if given else kept.inner
             noise = rest.pop() if counter else kept.noise

@@ -15,7 +15,7 @@ from .._types import compute_dtype
 _CLASS_MAJOR = 20  # classes, at most; about where the two softmaxes take the same time
 _COLUMNS = 4  # that are copied one by one, at most: torch transposes a narrow matrix slowly
 _LONG = 256  # classes; rows of more need no cumulative sum in float64
-_PART, _LONG_PART = 2**18, 2**20  # elements
+_PART, _LONG_PART, _OFTEN_PART = 2**18, 2**20, 2**15  # elements
 
 
 class Layout:
@@ -43,14 +43,16 @@ class Layout:
         return x if self.dim == -1 else x.t()
 
 
-def parts(rows: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
+def parts(rows: Tensor, *others: Tensor, often: bool = False) -> Iterator[tuple[Tensor, ...]]:
     """Cut rows (R, C), and others with as many rows, into parts to work on one by one.
 
-    On CPU, where a kernel's buffers then stay in the cache and within the memory that the process
-    holds already: fresh pages cost several times the arithmetic.
+    On CPU, where a kernel's buffers then stay within the memory that the process holds already:
+    fresh pages cost several times the arithmetic. Where each part is gone over `often`, they
+    stay in the cache, too.
     """
     count, classes = rows.shape
-    size = max((_PART if classes <= _LONG else _LONG_PART) // classes, 1)
+    most = _OFTEN_PART if often else _PART if classes <= _LONG else _LONG_PART
+    size = max(most // classes, 1)
     if count <= size or rows.device.type != "cpu" or torch.compiler.is_compiling():
         yield (rows, *others)
         return

@@ -45,6 +45,8 @@ def inverse_cdf(p: Tensor, u: Tensor) -> Tensor:
 def one_hot(index: Tensor, classes: int, dtype: torch.dtype) -> Tensor:
     r"""Return exact zeros and ones, (\*rows, classes)."""
     shape = (*index.shape, classes)
+    if classes == 0:
+        return torch.zeros(shape, dtype=dtype, device=index.device)
     return torch.zeros(shape, dtype=dtype, device=index.device).scatter(
         -1, index.unsqueeze(-1), 1.0
     )
