@@ -34,8 +34,8 @@ One draw from random logits, and the gradient that it sends back to them for a r
 gradient: the time of forward, backward and both, beside code that does the same or less.
 
 *Contestants*: `st` (tau 1.4), `stgs`, `gumbel_softmax` (soft), `gst` and `gumbel_rao` (tau 0.5) and
-`reinmax` (tau 1.3), called as users call them, checks of the logits included; under the default
-backend, or under the one named. *Peers*: plain `softmax`, which draws nothing;
+`reinmax` (tau 1, and 1.3), called as users call them, checks of the logits included; under the
+default backend, or under the one named. *Peers*: plain `softmax`, which draws nothing;
 `torch_gumbel_softmax`, the `F.gumbel_softmax(hard=True)` of torch, tau 0.5; `pypi_reinmax`, the
 package `reinmax` 0.1.0 of PyPI, tau 1.3; and `gumbel_rao_direct`, Gumbel-Rao with K = 100 copies
 stored and autograd through them.

@@ -135,12 +135,13 @@ def test_noise_for_a_point_draws_that_point(scores, dtype):
         assert torch.equal(q.sample(noise=q.noise_for(z)), z)
 
 
+@pytest.mark.parametrize("classes", [9, 30, 300, 1009])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_noise_for_a_rare_class_between_common_ones_draws_it(dtype):
-    p = normal(40, 9).exp()
+def test_noise_for_a_rare_class_between_common_ones_draws_it(dtype, classes):
+    p = normal(40, classes).exp()
     p[:, 4] = 1e-9 * p.sum(-1)
     q = gt.Categorical(p.log().to(dtype))
-    z = torch.eye(9, dtype=dtype)[4].expand(40, 9)
+    z = torch.eye(classes, dtype=dtype)[4].expand(40, classes)
     assert int((q.sample(noise=q.noise_for(z)) != z).any(-1).sum()) == 0
 
 

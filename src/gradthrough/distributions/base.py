@@ -12,7 +12,7 @@ from torch import Tensor
 from .._errors import BackendError, ConfigError, DomainError, ShapeError, UnsupportedError
 from .._random import uniforms
 from .._types import FLOATS, compute_dtype
-from ..kernels.dispatch import check_content, check_rows, draw, probabilities
+from ..kernels.dispatch import check_content, check_rows, draw, interval_ends, probabilities
 
 
 def check_parameter(name: str, x: object, event_dims: object) -> Tensor:
@@ -217,13 +217,12 @@ class Distribution(abc.ABC):
             Float64 (..., \*batch, \*event), the middle of the interval that draws z.
         """
         z = self._check_points(z)
-        # The very numbers that the draw compares with: a rare class has a narrow interval.
-        p = probabilities(self.class_logits().detach()).to(torch.float64)
+        ends = interval_ends(self.class_logits().detach())
         index = self.to_classes(z).argmax(-1, keepdim=True)
-        lead = index.ndim - p.ndim
-        cdf = p.cumsum(-1)
+        lead = index.ndim - ends.ndim
         check_content(self.to_classes(z), _check_one_hot)
-        middle = ((cdf - 0.5 * p) / cdf[..., -1:]).expand(*index.shape[: max(lead, 0)], *p.shape)
+        starts = torch.nn.functional.pad(ends[..., :-1], (1, 0))
+        middle = ((starts + ends) / 2.0).expand(*index.shape[: max(lead, 0)], *ends.shape)
         return middle.gather(-1, index).squeeze(-1)
 
     def support(self) -> Tensor:

@@ -10,7 +10,7 @@ from torch.autograd import Function, forward_ad
 
 from .._errors import DomainError, UnsoundLogitsError, UnsupportedError
 from .._types import Backend, compute_dtype
-from . import eager
+from . import eager, fused
 from .eager import AbstractKernel, Exact, Kept
 from .engines import Engine, engine_for
 from .softmax import centre, normalise
@@ -405,3 +405,9 @@ def probabilities(logits: Tensor) -> Tensor:
     r"""Return softmax(logits) (\*rows, C) in float32 or better: what a draw compares with."""
     check_rows(logits)
     return normalise(centre(logits.to(compute_dtype(logits.dtype))))[0]
+
+
+def interval_ends(logits: Tensor) -> Tensor:
+    r"""Return where the interval of uniforms that draws each class ends, (\*rows, C), float64."""
+    check_rows(logits)
+    return fused.ends(logits)

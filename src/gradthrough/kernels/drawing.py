@@ -28,6 +28,23 @@ def draw(p: Tensor, u: Tensor, dim: int) -> Tensor:
     return _in_two_stages(p, u)
 
 
+def ends(p: Tensor) -> Tensor:
+    """Return where the interval of uniforms that `draw` gives each class ends, (R, C), up to 1.
+
+    Float64, and the very numbers that a draw compares with: a rare class has a narrow interval.
+    """
+    cdf = p.to(torch.float64).cumsum(-1)
+    if p.shape[-1] > _SHORT:
+        size = _block(p.shape[-1])
+        mass = _masses(p, size).to(torch.float64)
+        before = mass.cumsum(-1) - mass
+        for at, block in enumerate(torch.split(p, size, -1)):
+            inside = block.to(torch.float64).cumsum(-1)
+            share = inside / inside[:, -1:].clamp_min(2.0**-1000) * mass[:, at, None]
+            cdf[:, at * size : (at + 1) * size] = before[:, at, None] + share
+    return cdf / cdf[:, -1:]
+
+
 def _among_columns(p: Tensor, u: Tensor) -> Tensor:
     if torch.compiler.is_compiling():
         return _class_by_class(p, u)
@@ -66,22 +83,25 @@ def _in_two_stages(p: Tensor, u: Tensor) -> Tensor:
     """
     classes = p.shape[-1]
     size = _block(classes)
-    blocks, rest = classes // size, classes % size
-    if rest:
-        whole = p[:, : blocks * size].view(-1, blocks, size).sum(-1)
-        masses = torch.cat((whole, p[:, -rest:].sum(-1, keepdim=True)), -1)
-    else:  # short sums, that a product with ones does in half the time
-        masses = p.reshape(-1, size).mv(p.new_ones(size)).view(-1, blocks)
-    block, cdf = _search(masses, u)
+    block, cdf = _search(_masses(p, size), u)
     start = cdf.gather(-1, (block - 1).clamp_min_(0)).masked_fill_(block == 0, 0.0)
     # What is left of u within the block drawn, from 0 to 1.
     left = (u * (cdf[:, -1:] * _BELOW) - start) / (cdf.gather(-1, block) - start)
     members = block.unsqueeze(-1) * size + torch.arange(size, device=p.device)
     weights = p.gather(-1, members.clamp_max(classes - 1).flatten(1)).view(members.shape)
-    if rest:
+    if classes % size:
         weights.masked_fill_(members >= classes, 0.0)
     inside, _ = _search(weights.flatten(0, 1), left.clamp_(0.0, 1.0 - 2.0**-53).reshape(-1, 1))
     return block * size + inside.view(block.shape)
+
+
+def _masses(p: Tensor, size: int) -> Tensor:
+    """Sum blocks of so many classes, and what is left of the row."""
+    blocks, rest = p.shape[-1] // size, p.shape[-1] % size
+    if not rest:  # short sums, that a product with ones does in half the time
+        return p.reshape(-1, size).mv(p.new_ones(size)).view(-1, blocks)
+    whole = p[:, : blocks * size].view(-1, blocks, size).sum(-1)
+    return torch.cat((whole, p[:, -rest:].sum(-1, keepdim=True)), -1)
 
 
 def _block(classes: int) -> int:

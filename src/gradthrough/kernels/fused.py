@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .._types import compute_dtype
-from . import binary, eager
+from . import binary, drawing, eager
 from .drawing import draw
 from .eager import (
     AbstractKernel,
@@ -72,6 +72,13 @@ def _sample(law: float, rows: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
         drawn.append(draw(p, v, layout.dim))
         total.append(p.select(layout.dim, 0))
     return joined(drawn, len(rows)), joined(total, len(rows))
+
+
+def ends(logits: Tensor) -> Tensor:
+    r"""Return where each class's interval of uniforms ends (\*rows, C), float64, up to 1."""
+    layout, rows = Layout(logits.shape[-1]), logits.reshape(-1, logits.shape[-1])
+    p = _softmax(layout.arrange(rows), 1.0, layout.dim)
+    return drawing.ends(layout.restore(p)).reshape(logits.shape)
 
 
 def _corner(index: Tensor, classes: int, dtype: torch.dtype) -> Tensor:
