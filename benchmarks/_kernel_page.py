@@ -192,8 +192,11 @@ def _short(number: str | float) -> str:
 
 
 _COLOURS = dict(
-    zip(OURS, ("#0072b2", "#56b4e9", "#009e73", "#e69f00", "#d55e00", "#aa4499", "#cc79a7", "#882255"),
-        strict=True)
+    zip(
+        OURS,
+        ("#0072b2", "#56b4e9", "#009e73", "#e69f00", "#d55e00", "#aa4499", "#cc79a7", "#882255"),
+        strict=True,
+    )
 )  # fmt: skip
 _PEER_STYLE: dict[str, dict[str, Any]] = {
     TORCH: {"color": "#444444", "marker": "s"},
