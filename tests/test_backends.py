@@ -66,11 +66,44 @@ def test_rows_in_parts_are_rows_at_once(name, classes, monkeypatch):
 
 @pytest.mark.parametrize("classes", [2, 10, 300])
 @pytest.mark.parametrize("name", ["reinmax", "stgs tau", "gumbel_rao k"])
-def test_compiled_kernels_equal_the_specification(name, classes):
+def test_compiled_kernels_equal_the_specification(name, classes, compiler):  # no poison to trace
     x, noise, g = problem(name, classes)
     want = pull(name, x, noise, g, backend="eager")
     for got, one in zip(pull(name, x, noise, g, backend="compile"), want, strict=True):
         torch.testing.assert_close(got, one, rtol=1e-11, atol=1e-13)
+
+
+def test_a_compiled_embedding(compiler):
+    x, w, noise = normal(5, 300), normal(300, 4, seed=1), uniform(5)
+    out = [gt.embed(x, w, gt.ReinMax(), noise=noise, backend=b) for b in ("eager", "compile")]
+    torch.testing.assert_close(*out)
+
+
+def test_a_compiled_kernel_serves_all_shapes_of_rows(compiler):
+    for shape in [(3,), (1, 3), (2, 3), (5, 3), (1, 1, 3), (2, 1, 3), (2, 2, 3), (2, 2, 2, 3),
+                  (1, 1, 1, 3), (0, 3), (2, 0, 3), (7, 1, 3)]:  # fmt: skip
+        x = torch.zeros(shape, requires_grad=True)
+        z = gt.straight_through(x, 1.7, backend="compile")
+        z.sum().backward()
+        assert z.shape == x.grad.shape == shape
+
+
+@pytest.mark.parametrize("backend", ["eager", "fused"])
+@pytest.mark.parametrize("rows", [4, 2**17])
+@pytest.mark.parametrize("name", LAUNCHED)
+def test_samples_and_gradients_are_contiguous(name, rows, backend):
+    estimator = VARIANTS[name](gt.Categorical(torch.zeros(1, 3)))
+    if rows > 4 and estimator.traits.noise == "variable+seed":
+        pytest.skip("slow, and cut into parts as the others")
+    x = torch.zeros(rows, 3, requires_grad=True)
+    z = plain(estimator)(x, backend=backend)
+    assert z.is_contiguous()
+    assert torch.autograd.grad(z, x, torch.ones_like(z))[0].is_contiguous()
+
+
+def test_sound_rows_at_the_end_of_float64_are_drawn_from():
+    for classes in (2, 3):
+        gt.reinmax(torch.full((2, classes), 1e308, dtype=F64))
 
 
 def test_a_backend_asked_for_by_name_runs_or_raises():

@@ -4,7 +4,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
+from torch.autograd import Function, forward_ad
 
 from ._errors import UnsupportedError
 
@@ -12,6 +12,16 @@ _SECOND = (
     "the gradient of a score-function estimate is a number, not a function of the logits, so its "
     "own derivative would be silently wrong. Use a pathwise estimator or Enumerate where a second "
     "derivative is needed."
+)
+
+
+_TRACED = (
+    " torch.compile asks for one as soon as what it calls, a transform included, is given a tensor "
+    "that requires a gradient: detach it, or make the call under torch.no_grad()."
+)
+_FORWARD = (
+    "forward mode around torch.compile: what is compiled loses the tangents, in torch itself. Put "
+    "the transform inside: torch.compile(lambda x, t: torch.func.jvp(loss, (x,), (t,)))."
 )
 
 
@@ -34,7 +44,7 @@ class _Once(Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
-        raise UnsupportedError(_SECOND)
+        raise UnsupportedError(_SECOND + (_TRACED if torch.compiler.is_compiling() else ""))
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Any:
@@ -107,7 +117,7 @@ def attach(value: Tensor, x: Tensor, grad: Tensor) -> Tensor:
         tensor([[5., 5., 5.],
                 [5., 5., 5.]])
     """
-    door = _Attach if _traces_itself() else _AttachBothModes
+    door = _Attach if _is_read() else _AttachBothModes
     return cast(Tensor, door.apply(value, x, grad.detach()))
 
 
@@ -150,28 +160,31 @@ def substitute(value: Tensor, surrogate: Tensor) -> Tensor:
         >>> x.grad
         tensor([1., 1., 1.])
     """
-    door = _Substitute if _traces_itself() else _SubstituteBothModes
+    door = _Substitute if _is_read() else _SubstituteBothModes
     return cast(Tensor, door.apply(value.detach(), surrogate))
 
 
-def _traces_itself() -> bool:
-    """Return whether torch.compile looks into the doors; under transforms it may not.
+def _is_read() -> bool:
+    """Return whether torch.compile reads this code, and may read the doors, too.
 
-    There it would lose their backward, and differentiate the forward.
+    Under a transform it may not: it would lose their backward and differentiate their forward.
+    There they go into its graph as they are, and the transform finds all their rules.
     """
     if not torch.compiler.is_dynamo_compiling():
         return False
     # What torch's own Function.apply asks; there is no public way to.
-    transformed = torch._C._are_functorch_transforms_active()  # pyright: ignore[reportPrivateUsage]
-    if transformed:
-        _put_doors_into_the_graph()
-    return not transformed
+    if torch._C._are_functorch_transforms_active():  # pyright: ignore[reportPrivateUsage]
+        _into_the_graph()
+        return False
+    if forward_ad._current_level >= 0:  # pyright: ignore[reportPrivateUsage]
+        raise UnsupportedError(_FORWARD)
+    return True
 
 
-def _put_doors_into_the_graph() -> None:
+def _into_the_graph() -> None:
     torch.compiler.allow_in_graph([_AttachBothModes, _SubstituteBothModes])
 
 
-# Has the tracer call the function instead of reading it. torch.compiler has a decorator that sets
-# this, but it would import the compiler along with the library.
-_put_doors_into_the_graph.__dict__["_dynamo_marked_constant"] = True
+# The tracer calls the function instead of reading it. torch.compiler.assume_constant_result sets
+# the same, but would import the compiler, which takes as long as torch, along with the library.
+_into_the_graph.__dict__["_dynamo_marked_constant"] = True

@@ -12,6 +12,7 @@ from typing import cast
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint  # pyright: ignore[reportUnknownVariableType]
 
 from ._errors import BackendError, UnsupportedError
 from ._types import NoiseKind
@@ -51,7 +52,48 @@ def uniforms(
             f"generator lives on {generator.device}, but the logits on {device}. Make it there: "
             f"torch.Generator(device={str(device)!r})."
         )
+    if generator is None and torch.compiler.is_dynamo_compiling():
+        return _words(shape, device).to(torch.float64) * _GRID
     return torch.rand(shape, dtype=torch.float64, device=device, generator=generator)
+
+
+def _words(shape: tuple[int, ...], device: torch.device) -> Tensor:
+    """Draw 53 random bits in a graph of torch.compile, on CPU those of `torch.rand`.
+
+    Inductor would take float32 uniforms for float64 ones; of integers it draws all bits.
+    """
+    if not _recomputes():
+        return torch.randint(2**53, shape, dtype=torch.int64, device=device)
+
+    if torch._C._are_functorch_transforms_active():  # pyright: ignore[reportPrivateUsage]
+        raise UnsupportedError(
+            "torch.compile may recompute what is drawn here (activation_memory_budget below 1, or "
+            "aggressive_recomputation), and under a transform of torch.func it would draw anew. "
+            "Draw the noise outside of the transform and pass noise=, or leave the budget at 1."
+        )
+
+    # A draw that the backward takes again comes out the same within a checkpoint alone, and there
+    # only if Inductor does not put a draw of its own in place of it, as it does for randint.
+    def draw() -> Tensor:
+        empty = torch.empty(shape, dtype=torch.int64, device=device)
+        return cast(Tensor, torch.ops.aten.random(empty, 2**53))
+
+    return cast(Tensor, checkpoint(draw, use_reentrant=False))
+
+
+def _recomputes() -> bool:
+    """Return whether the graph that is traced may be told to recompute random numbers."""
+    from torch._functorch import config
+    from torch.fx import traceback
+
+    noted = traceback.current_meta.get("custom", {})
+    budget = noted.get("_region_activation_memory_budget", config.activation_memory_budget)
+    eager = config.aggressive_recomputation or not config.ban_recompute_not_in_allowlist
+    return bool(budget < 1.0 or eager)
+
+
+# The tracer calls the function instead of reading it; as in _attach, where the reason is.
+_recomputes.__dict__["_dynamo_marked_constant"] = True
 
 
 def preserve(

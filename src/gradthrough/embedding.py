@@ -57,7 +57,7 @@ def embed(
     Gumbel-Softmax its relaxed point).
 
     Under transforms of ``torch.func``, in forward mode and in ``torch.compile``, z is made after
-    all, and the result is the same.
+    all; the result is the same for a finite W.
 
     Args:
         logits: (\*rows, C); -inf masks a class. C may exceed 2^24.
@@ -101,7 +101,8 @@ def embed(
         u = uniforms(shape, logits.device, generator)
     if torch.compiler.is_compiling() or transformed(logits) or transformed(weight):
         z = launch(kernel, logits, u, given=given, backend=backend).to(weight.dtype)
-        return (z @ weight, z.detach().argmax(-1)) if with_index else z @ weight
+        out = (z @ weight).to(weight.dtype)
+        return (out, z.detach().argmax(-1)) if with_index else out
     engine = engine_for(backend, kernel, logits)
     out, index = lookup(engine, kernel, logits, weight, u, given)
     return (out, index) if with_index else out

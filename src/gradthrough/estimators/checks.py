@@ -21,6 +21,11 @@ def check_positive(name: str, value: object) -> float:
     number = float(value)
     if not math.isfinite(number) or number <= 0:
         raise DomainError(f"{name} must be finite and above 0, but is {number}.")
+    if not 1e-30 <= number <= 1e30:
+        raise DomainError(
+            f"{name} must lie between 1e-30 and 1e30, so that float32 has room for its "
+            f"quotients, but is {number}."
+        )
     return number
 
 

@@ -201,7 +201,16 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> tupl
 def _along(ctx: Any, direction: Tensor | None) -> Tensor | None:
     if direction is None:
         return None
-    inputs = (ctx.engine, ctx.kernel, ctx.saved, *ctx.saved_tensors, direction)
+    return along(ctx.engine, ctx.kernel, ctx.saved, *ctx.saved_tensors, direction)
+
+
+def along(*inputs: Any) -> Tensor:
+    """Return a kernel's first derivative, as a function of all that it depends on.
+
+    Args:
+        inputs: engine, kernel, how many are saved, logits, class, noise, inner, *saved, direction.
+    """
+    direction = inputs[-1]
     plain = not torch.is_grad_enabled() and not transformed(direction)
     return _Derivative.forward(*inputs) if plain else _apply_derivative(*inputs)
 

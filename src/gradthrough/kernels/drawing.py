@@ -69,7 +69,7 @@ def _class_by_class(p: Tensor, u: Tensor) -> Tensor:
 
 def _search(p: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
     """Draw from weights p (R, C) with u (R, N); return the indices (R, N), and the cdf (R, C)."""
-    cdf = p.to(torch.float64).cumsum_(-1)
+    cdf = p.to(torch.float64, copy=True).cumsum_(-1)
     index = torch.searchsorted(cdf, u * (cdf[:, -1:] * _BELOW), right=True)
     return index.clamp_max_(p.shape[-1] - 1), cdf  # NaN is beyond all
 
@@ -98,10 +98,14 @@ def _in_two_stages(p: Tensor, u: Tensor) -> Tensor:
 def _masses(p: Tensor, size: int) -> Tensor:
     """Sum blocks of so many classes, and what is left of the row."""
     blocks, rest = p.shape[-1] // size, p.shape[-1] % size
-    if not rest:  # short sums, that a product with ones does in half the time
-        return p.reshape(-1, size).mv(p.new_ones(size)).view(-1, blocks)
-    whole = p[:, : blocks * size].view(-1, blocks, size).sum(-1)
-    return torch.cat((whole, p[:, -rest:].sum(-1, keepdim=True)), -1)
+    if rest:
+        whole = p[:, : blocks * size].view(-1, blocks, size).sum(-1)
+        return torch.cat((whole, p[:, -rest:].sum(-1, keepdim=True)), -1)
+    if p.device.type != "cpu" or torch.compiler.is_compiling():
+        return p.view(-1, blocks, size).sum(-1)
+    # Short sums, that a product with ones does in half the time; on CUDA autocast would run it in
+    # half precision.
+    return p.reshape(-1, size).mv(p.new_ones(size)).view(-1, blocks)
 
 
 def _block(classes: int) -> int:

@@ -63,7 +63,7 @@ def _sample(law: float, rows: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
     """Draw classes (R, N) from softmax(rows / law) with u (R, N); return the totals (R), too."""
     if rows.shape[-1] == 2:
         x = rows.to(compute_dtype(rows.dtype))
-        return binary.draw(x, u, law), x[:, 0].maximum(x[:, 1])
+        return binary.draw(x, u, law), x[:, 0].maximum(x[:, 1]).mul_(0.0)
     layout = Layout(rows.shape[-1])
     drawn: list[Tensor] = []
     total: list[Tensor] = []

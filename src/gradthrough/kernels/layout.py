@@ -50,10 +50,13 @@ def parts(rows: Tensor, *others: Tensor, often: bool = False) -> Iterator[tuple[
     fresh pages cost several times the arithmetic. Where each part is gone over `often`, they
     stay in the cache, too.
     """
+    if rows.device.type != "cpu" or torch.compiler.is_compiling():
+        yield (rows, *others)
+        return
     count, classes = rows.shape
     most = _OFTEN_PART if often else _PART if classes <= _LONG else _LONG_PART
     size = max(most // classes, 1)
-    if count <= size or rows.device.type != "cpu" or torch.compiler.is_compiling():
+    if count <= size:
         yield (rows, *others)
         return
     for start in range(0, count, size):
@@ -66,7 +69,7 @@ def joined(pieces: Iterable[Tensor], count: int) -> Tensor:
     start = 0
     for piece in pieces:
         if piece.shape[0] == count:
-            return piece
+            return piece.contiguous()
         if out is None:
             out = torch.empty((count, *piece.shape[1:]), dtype=piece.dtype, device=piece.device)
         out[start : start + piece.shape[0]] = piece

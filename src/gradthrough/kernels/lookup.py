@@ -1,5 +1,6 @@
 """Rows of a table at sampled classes, with the sample's gradient: one-hot times table, unmade."""
 
+from collections.abc import Iterator
 from typing import Any, cast
 
 import torch
@@ -7,9 +8,11 @@ from torch import Tensor
 from torch.autograd import Function
 
 from .._errors import UnsupportedError
-from .dispatch import check_totals, check_uniforms, validates
+from .._types import compute_dtype
+from .dispatch import along, check_totals, check_uniforms, transformed, validates
 from .eager import AbstractKernel, Kept
 from .engines import Engine
+from .layout import joined
 
 _PART = 2**20  # elements of the gradient at the sample that are held at once
 
@@ -56,9 +59,12 @@ class _Lookup(Function):
         out = weight.index_select(0, index.reshape(-1)).reshape(*index.shape, weight.shape[-1])
         if not checks:
             out = torch.where(total.isfinite().unsqueeze(-1), out, torch.nan)
-        ctx.engine, ctx.kernel = engine, kernel
+            poison = torch.where(total.isfinite(), 0.0, torch.nan)
+        else:
+            poison = noise.new_empty(0)
+        ctx.engine, ctx.kernel, ctx.saved = engine, kernel, len(saved)
         counter = noise if kernel.noise == "variable+seed" else noise.new_empty(0)
-        ctx.save_for_backward(logits, weight, index, counter, *saved)
+        ctx.save_for_backward(weight, poison, logits, index, counter, noise.new_empty(0), *saved)
         ctx.mark_non_differentiable(index)
         ctx.set_materialize_grads(False)
         return out, index
@@ -68,42 +74,57 @@ class _Lookup(Function):
         g = grads[0]
         if g is None:
             return (None,) * 6
-        logits, weight, index, *_ = ctx.saved_tensors
+        weight, poison, logits, index, *rest = ctx.saved_tensors
         to_logits: Tensor | None = None
         to_weight: Tensor | None = None
         with torch.no_grad():
+            rows = g.reshape(index.numel(), weight.shape[-1])
+            if poison.numel():  # of a row without a distribution, to no class a plausible gradient
+                rows = rows + poison.reshape(-1, 1).to(rows.dtype)
             if ctx.needs_input_grad[2]:
-                to_logits = _to_logits(ctx, g)
+                kept = (logits, index, *rest)
+                to_logits = _to_logits(ctx.engine, ctx.kernel, ctx.saved, kept, rows, weight)
             if ctx.needs_input_grad[3]:
-                rows = g.reshape(-1, weight.shape[-1]).to(weight.dtype)
-                to_weight = torch.zeros_like(weight).index_add_(0, index.reshape(-1), rows)
+                at = index.reshape(-1)
+                to_weight = torch.zeros_like(weight).index_add(0, at, rows.to(weight.dtype))
         if torch.is_grad_enabled():
             to_logits = _once(to_logits, g, logits, weight)
             to_weight = _once(to_weight, g, logits)
         return None, None, to_logits, to_weight, None, None
 
 
-def _to_logits(ctx: Any, g: Tensor) -> Tensor:
+def _to_logits(
+    engine: Engine,
+    kernel: AbstractKernel,
+    saved: int,
+    kept: tuple[Tensor, ...],
+    g: Tensor,
+    weight: Tensor,
+) -> Tensor:
     """Return the kernel's derivative along the gradient at the sample, g W^T, some rows at once."""
-    logits, weight, index, counter, *saved = ctx.saved_tensors
-    classes = logits.shape[-1]
-    rows, chosen = logits.detach().reshape(-1, classes), index.reshape(-1)
-    g, table = g.reshape(-1, weight.shape[-1]), weight.detach().t()
-    counter = counter.reshape(-1, 2) if counter.numel() else counter
-    saved = [x.reshape(rows.shape) for x in saved]
-    out = torch.empty(rows.shape, dtype=rows.dtype, device=rows.device)
-    size = max(_PART // classes, 1)
-    for start in range(0, rows.shape[0], size):
-        part = slice(start, start + size)
-        kept = Kept(
-            rows[part],
-            chosen[part],
-            counter[part] if counter.numel() else counter,
-            counter.new_empty(0),
-            tuple(x[part] for x in saved),
-        )
-        out[part] = ctx.engine.backward(ctx.kernel, kept, (g[part] @ table).to(rows.dtype))
-    return out.reshape(logits.shape)
+    logits, table = kept[0], weight.detach().t()
+    shape, dtype = logits.shape, compute_dtype(logits.dtype)
+    count, classes = g.shape[0], shape[-1]
+    # Row by row, what is not empty: an absent counter, absent inner draws.
+    flat = [x.reshape(count, *x.shape[len(shape) - 1 :]) if x.numel() else x for x in kept]
+    flat[0] = logits.detach().reshape(count, classes)
+    flat[1] = kept[1].reshape(count)
+    if transformed(g):
+        return along(engine, kernel, saved, *flat, (g @ table).to(dtype)).reshape(shape)
+
+    def pieces() -> Iterator[Tensor]:
+        size = max(_PART // classes, 1)
+        for start in range(0, max(count, 1), size):
+            part = slice(start, start + size)
+            some = [x[part] if x.numel() else x for x in flat]
+            some[0], some[1] = flat[0][part], flat[1][part]
+            # In the precision of the arithmetic: half precision would overflow, only to be cast.
+            direction = (g[part] @ table).to(dtype)
+            logits, chosen, counter, inner, *rest = some
+            one = Kept(logits, chosen, counter, inner, tuple(rest))
+            yield engine.backward(kernel, one, direction)
+
+    return joined(pieces(), count).reshape(shape)
 
 
 def lookup(
