@@ -13,8 +13,6 @@ _SECOND = (
     "own derivative would be silently wrong. Use a pathwise estimator or Enumerate where a second "
     "derivative is needed."
 )
-
-
 _TRACED = (
     " torch.compile asks for one as soon as what it calls, a transform included, is given a tensor "
     "that requires a gradient: detach it, or make the call under torch.no_grad()."

@@ -5,11 +5,15 @@ from dataclasses import fields
 
 import pytest
 import torch
+from functorch.compile import make_boxed_func
+from torch._dynamo.backends.common import aot_autograd
+from torch.func import grad, vmap
 
 import gradthrough as gt
 from problems import (
     ANY,
     F64,
+    PATHWISE,
     VARIANTS,
     family_of,
     normal,
@@ -55,8 +59,35 @@ def setting(name):
     return p, x, estimator, samples_for(estimator, 2)
 
 
+READS = {
+    torch.ops.aten._local_scalar_dense.default,
+    torch.ops.aten.nonzero.default,
+    torch.ops.aten.masked_select.default,
+    torch.ops.aten.equal.default,
+}
+
+
+def recording():
+    """A backend, and the graphs that it is given, forward and backward."""
+    graphs = []
+
+    def keep(module, inputs):
+        graphs.append(module.graph)
+        return make_boxed_func(module.forward)
+
+    return aot_autograd(fw_compiler=keep, bw_compiler=keep), graphs
+
+
+def waits(graphs):
+    """The nodes whose number the host would have to read, or has to send."""
+    for node in (node for graph in graphs for node in graph.nodes):
+        value = node.meta.get("val")
+        if node.target in READS or node.op == "get_attr" or isinstance(value, torch.SymInt):
+            yield f"{node.name}: {node.target}"
+
+
 @pytest.mark.parametrize("name", COMPILED)
-def test_compiled_code_equals_eager_code(name, compiler):
+def test_compiled_code_equals_eager_code_in_one_graph_that_never_waits(name, compiler):
     p, x, estimator, n = setting(name)
     noise = uniform(*estimator.noise_shape(p.dist(x).expand(n)))
     w = normal(x[0].numel(), seed=52).requires_grad_()
@@ -65,12 +96,60 @@ def test_compiled_code_equals_eager_code(name, compiler):
         f = lambda z: p.cubic(z) * (p.flat(z) @ w).sin()  # noqa: E731
         return gt.expect(f, p.dist(x), estimator, samples=n, noise=u).sum()
 
-    results = []
-    for call in (loss, compiler(loss)):
-        value = call(x, noise)
-        results.append((value.detach(), *torch.autograd.grad(value, (x, w))))
-    for got, want in zip(*reversed(results), strict=True):
+    def results(call, x, u):
+        value = call(x, u)
+        return value.detach(), *torch.autograd.grad(value, (x, w))
+
+    backend, graphs = recording()
+    compiled = compiler(loss, backend)
+    for got, want in zip(results(compiled, x, noise), results(loss, x, noise), strict=True):
         close(got, want, 1e-12)
+    other = normal(*x.shape, seed=53).requires_grad_(), uniform(*noise.shape, seed=53)
+    with torch.compiler.set_stance("fail_on_recompile"):
+        again = results(compiled, *other)
+    for got, want in zip(again, results(loss, *other), strict=True):
+        close(got, want, 1e-12)
+    assert len(graphs) == 2
+    if estimator.traits.pathwise or name == "rloo":
+        expected = name == "gumbel_rao qmc"  # a table of strides is sent
+        assert bool(list(waits(graphs))) == expected
+
+
+@pytest.mark.parametrize("name", [n for n in COMPILED if n in PATHWISE or n == "rloo"])
+def test_compiled_code_draws_the_noise_of_eager_code(name, compiler):
+    """Where a graph is run as it is. Inductor has random numbers of its own."""
+    p, x, estimator, n = setting(name)
+    loss = lambda x: gt.expect(p.cubic, p.dist(x), estimator, samples=n).sum()  # noqa: E731
+
+    def results(call, seed):
+        torch.manual_seed(seed)
+        value = call(x)
+        return value.detach(), *torch.autograd.grad(value, x)
+
+    compiled = compiler(loss, "eager")
+    got = results(compiled, 1)
+    with torch.compiler.set_stance("fail_on_recompile"):
+        again = results(compiled, 2)
+    for one, seed in ((got, 1), (again, 2)):
+        for value, want in zip(one, results(loss, seed), strict=True):
+            close(value, want, 1e-12)
+    assert not torch.equal(got[0], again[0])
+
+
+@pytest.mark.parametrize("name", COMPILED)
+def test_per_example_gradients_within_compiled_code(name, compiler):
+    """They are lost in the first stage of the compiler, or not at all."""
+    p, x, _, n = setting(name)
+    one = p.dist(x[0])
+    estimator = VARIANTS[name](one)
+    noise = torch.stack([uniform(*estimator.noise_shape(one.expand(n)), seed=i) for i in range(6)])
+
+    def loss(x, u):
+        f = lambda z: p.cubic(z[:, None])[:, 0]  # noqa: E731
+        return gt.expect(f, p.dist(x), estimator, samples=n, noise=u)
+
+    call = vmap(grad(loss))
+    close(compiler(call, "eager")(x.detach(), noise), call(x.detach(), noise), 1e-12)
 
 
 KINDS = {VARIANTS[name](ANY).traits.noise: name for name in COMPILED}
