@@ -57,9 +57,8 @@ def test_fused_equals_the_specification_in_low_precision(name, classes, dtype):
 def test_rows_in_parts_are_rows_at_once(name, classes, monkeypatch):
     x, noise, g = problem(name, classes)
     want = pull(name, x, noise, g)
-    monkeypatch.setattr(layout, "_PART", 4 * classes)
-    monkeypatch.setattr(layout, "_LONG_PART", 4 * classes)
-    monkeypatch.setattr(layout, "_OFTEN_PART", 4 * classes)
+    for use in layout.PARTS:
+        monkeypatch.setitem(layout.PARTS, use, 4 * classes)
     for got, one in zip(pull(name, x, noise, g), want, strict=True):
         torch.testing.assert_close(got, one, rtol=0.0, atol=1e-13)
 

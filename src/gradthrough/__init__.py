@@ -66,7 +66,7 @@ from .estimators import straight_through_gumbel_softmax as straight_through_gumb
 from .expect import estimate as estimate
 from .expect import expect as expect
 from .expect import fold as fold
-from .kernels.dispatch import set_validation as set_validation
+from .kernels.validation import set_validation as set_validation
 from .rollout import Bound as Bound
 from .rollout import Rollout as Rollout
 

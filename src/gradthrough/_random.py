@@ -8,11 +8,10 @@ estimator and backend lets two of them be given the same draw.
 import math
 from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, contextmanager
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint  # pyright: ignore[reportUnknownVariableType]
 
 from ._errors import BackendError, UnsupportedError
 from ._types import NoiseKind
@@ -42,6 +41,41 @@ def uniforms(
     shape: tuple[int, ...], device: torch.device, generator: torch.Generator | None
 ) -> Tensor:
     """Draw float64 uniforms in [0, 1) of the given shape."""
+    _check_generator(generator, device)
+    if generator is None and torch.compiler.is_dynamo_compiling():
+        return _words(shape, device).to(torch.float64) * _GRID
+    return torch.rand(shape, dtype=torch.float64, device=device, generator=generator)
+
+
+class Stream:
+    """Uniforms that are drawn part by part, as they are asked for: the numbers of `uniforms`.
+
+    They are never in memory all at once, where they would take twice what float32 logits do.
+
+    Args:
+        shape: of all together.
+        device: where they are drawn.
+        generator: their source.
+    """
+
+    def __init__(
+        self, shape: tuple[int, ...], device: torch.device, generator: torch.Generator | None
+    ) -> None:
+        _check_generator(generator, device)
+        self._shape, self._device, self._generator = shape, device, generator
+
+    def take(self, shape: tuple[int, ...]) -> Tensor:
+        """Draw the next ones, a new tensor."""
+        return torch.rand(
+            shape, dtype=torch.float64, device=self._device, generator=self._generator
+        )
+
+    def all(self) -> Tensor:
+        """Draw all at once."""
+        return uniforms(self._shape, self._device, self._generator)
+
+
+def _check_generator(generator: torch.Generator | None, device: torch.device) -> None:
     if generator is not None and not isinstance(generator, torch.Generator):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise UnsupportedError(
             f"generator must be a torch.Generator, but a {type(generator).__name__} came. For a "
@@ -52,9 +86,6 @@ def uniforms(
             f"generator lives on {generator.device}, but the logits on {device}. Make it there: "
             f"torch.Generator(device={str(device)!r})."
         )
-    if generator is None and torch.compiler.is_dynamo_compiling():
-        return _words(shape, device).to(torch.float64) * _GRID
-    return torch.rand(shape, dtype=torch.float64, device=device, generator=generator)
 
 
 def _words(shape: tuple[int, ...], device: torch.device) -> Tensor:
@@ -62,38 +93,46 @@ def _words(shape: tuple[int, ...], device: torch.device) -> Tensor:
 
     Inductor would take float32 uniforms for float64 ones; of integers it draws all bits.
     """
-    if not _recomputes():
-        return torch.randint(2**53, shape, dtype=torch.int64, device=device)
-
-    if torch._C._are_functorch_transforms_active():  # pyright: ignore[reportPrivateUsage]
-        raise UnsupportedError(
-            "torch.compile may recompute what is drawn here (activation_memory_budget below 1, or "
-            "aggressive_recomputation), and under a transform of torch.func it would draw anew. "
-            "Draw the noise outside of the transform and pass noise=, or leave the budget at 1."
-        )
-
-    # A draw that the backward takes again comes out the same within a checkpoint alone, and there
-    # only if Inductor does not put a draw of its own in place of it, as it does for randint.
-    def draw() -> Tensor:
-        empty = torch.empty(shape, dtype=torch.int64, device=device)
-        return cast(Tensor, torch.ops.aten.random(empty, 2**53))
-
-    return cast(Tensor, checkpoint(draw, use_reentrant=False))
+    if _recomputes():
+        return _repeatable(shape, device)
+    return torch.randint(2**53, shape, dtype=torch.int64, device=device)
 
 
 def _recomputes() -> bool:
-    """Return whether the graph that is traced may be told to recompute random numbers."""
+    """Return whether the backward of the graph that is traced may be told to draw again."""
     from torch._functorch import config
     from torch.fx import traceback
 
-    noted = traceback.current_meta.get("custom", {})
+    noted = traceback.get_current_meta().get("custom", {})
     budget = noted.get("_region_activation_memory_budget", config.activation_memory_budget)
-    eager = config.aggressive_recomputation or not config.ban_recompute_not_in_allowlist
-    return bool(budget < 1.0 or eager)
+    allowed = config.aggressive_recomputation or not config.ban_recompute_not_in_allowlist
+    torch.compiler.allow_in_graph(_repeatable)  # later stages call it, and the mark is set there
+    return bool(budget < 1.0 or allowed)
 
 
 # The tracer calls the function instead of reading it; as in _attach, where the reason is.
 _recomputes.__dict__["_dynamo_marked_constant"] = True
+
+
+def _repeatable(shape: tuple[int, ...], device: torch.device) -> Tensor:
+    """Draw so that a backward that draws again starts where the forward started.
+
+    Torch does that for random numbers within a checkpoint, so these are marked as such. A
+    checkpoint itself cannot be traced under a transform of torch.func. Nor would torch.randint do:
+    Inductor puts seeds of its own in its place, and those would not be marked.
+    """
+    from torch.fx import traceback
+    from torch.fx.experimental.proxy_tensor import get_proxy_mode
+    from torch.utils.checkpoint import CheckpointPolicy
+
+    mode: Any = get_proxy_mode()
+    inputs = mode.tracer.graph.find_nodes(op="placeholder") if mode else ()
+    with traceback.preserve_node_meta():
+        # A graph with no backward to split off has no tangents, and must have no such mark.
+        if any("tangents" in str(node.target) for node in inputs):
+            traceback.get_current_meta()["recompute"] = CheckpointPolicy.PREFER_RECOMPUTE
+        empty = torch.empty(shape, dtype=torch.int64, device=device)
+        return cast(Tensor, torch.ops.aten.random(empty, 2**53))
 
 
 def preserve(

@@ -2,13 +2,14 @@
 
 import abc
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
 from .._errors import UnsupportedError
-from .._random import noise_shape, uniforms
+from .._random import Stream, noise_shape, uniforms
 from .._types import Backend, NoiseKind
 from ..distributions.base import Distribution, check_noise
 from ..kernels.dispatch import launch
@@ -86,20 +87,24 @@ class AbstractLaunched(AbstractPathwise):
 
 def sample_along(
     kind: NoiseKind,
-    run: Callable[[Tensor, Tensor, bool], Tensor],
+    run: Callable[[Tensor, Any, bool], Tensor],
     logits: Tensor,
     *,
     dim: int,
     generator: torch.Generator | None,
     noise: Tensor | None,
+    draw: Callable[..., Any] = uniforms,
 ) -> Tensor:
-    """Run (rows of logits, noise, whether it was given) -> samples along any dim of bare logits."""
+    """Run (rows of logits, noise, whether it was given) -> samples along any dim of bare logits.
+
+    The noise is that given, or what `draw` makes of (shape, device, generator).
+    """
     check_logits(logits, dim)
     last = dim in (-1, logits.ndim - 1)  # then spare the graph two views
     rows = logits if last else logits.movedim(dim, -1)
     shape = noise_shape(kind, tuple(rows.shape[:-1]), rows.shape[-1])
     if noise is None:
-        u = uniforms(shape, logits.device, generator)
+        u = draw(shape, logits.device, generator)
     elif kind == "class":
         u = check_noise(noise, tuple(logits.shape), logits, generator)
         u = u if last else u.movedim(dim, -1)
@@ -121,7 +126,11 @@ def sample(
 ) -> Tensor:
     """Run a kernel along any dim of bare logits: the body of every function with a kernel."""
 
-    def run(rows: Tensor, u: Tensor, given: bool) -> Tensor:
+    def run(rows: Tensor, u: Tensor | Stream, given: bool) -> Tensor:
         return launch(kernel, rows, u, inner=inner, given=given, backend=backend)
 
-    return sample_along(kernel.noise, run, logits, dim=dim, generator=generator, noise=noise)
+    # A stream pays where there is one number for each class.
+    draw = Stream if kernel.noise == "class" else uniforms
+    return sample_along(
+        kernel.noise, run, logits, dim=dim, generator=generator, noise=noise, draw=draw
+    )

@@ -9,39 +9,13 @@ from torch import Tensor
 from torch.autograd import Function, forward_ad
 
 from .._errors import DomainError, UnsoundLogitsError, UnsupportedError
+from .._random import Stream
 from .._types import Backend, compute_dtype
 from . import eager, fused
 from .eager import AbstractKernel, Exact, Kept
 from .engines import Engine, engine_for
 from .softmax import centre, normalise
-
-_validation: bool | None = None
-
-
-def set_validation(enabled: bool | None) -> None:
-    """Choose whether the content of logits and noise is checked.
-
-    None, the default, checks on CPU and not on CUDA, where a check waits for the device. An
-    unsound row (NaN, +inf or -inf throughout) that is not checked gives a NaN sample and a NaN
-    gradient. Nothing is checked while a graph is traced.
-
-    Args:
-        enabled: True, False, or None for the default.
-
-    Example:
-        >>> import gradthrough as gt
-        >>> gt.set_validation(True)  # check on CUDA too
-        >>> gt.set_validation(None)
-    """
-    global _validation
-    _validation = enabled
-
-
-def validates(x: Tensor) -> bool:
-    """Return whether the content of a tensor is looked at, here and now."""
-    if torch.compiler.is_compiling() or x.device.type == "meta":
-        return False
-    return x.device.type == "cpu" if _validation is None else _validation
+from .validation import validates
 
 
 def check_totals(logits: Tensor, total: Tensor) -> None:
@@ -81,10 +55,10 @@ def check_uniforms(noise: Tensor) -> None:
 
 
 def _forward(
-    engine: Engine, kernel: AbstractKernel, logits: Tensor, noise: Tensor, given: bool
+    engine: Engine, kernel: AbstractKernel, logits: Tensor, noise: Tensor | Stream, given: bool
 ) -> tuple[Tensor, ...]:
     checks = validates(logits)
-    if checks and given:
+    if checks and given and isinstance(noise, Tensor):
         check_uniforms(noise)
     z, index, total, saved = engine.forward(kernel, logits, noise, True)
     if checks:
@@ -127,7 +101,8 @@ class _Derivative(Function):
         *rest: Tensor,
     ) -> Tensor:
         directions = rest[saved:]
-        kept = Kept(logits, index.to(torch.int64), noise, inner, rest[:saved])
+        chosen = index.to(torch.int64) if kernel.conditional else index
+        kept = Kept(logits, chosen, noise, inner, rest[:saved])
         if len(directions) == 1:
             return engine.backward(kernel, kept, directions[0])
         return eager.derivative(kernel, kept, directions)
@@ -193,7 +168,7 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> tupl
     ctx.mark_non_differentiable(index, *saved)
     ctx.set_materialize_grads(False)
     ctx.engine, ctx.kernel, ctx.saved = engine, kernel, len(saved)
-    # A per-class noise is float64 and only `saved` looks at it: do not keep it alive.
+    # A noise per class is float64 and only `saved` looks at it: do not keep it alive.
     kept = noise if kernel.noise == "variable+seed" else index
     return (logits, index, kept, inner, *saved)
 
@@ -305,7 +280,7 @@ def _apply_launch(*args: Any) -> tuple[Tensor, ...]:
 def launch(
     kernel: AbstractKernel,
     logits: Tensor,
-    noise: Tensor,
+    noise: Tensor | Stream,
     *,
     inner: Tensor | None = None,
     given: bool = True,
@@ -316,7 +291,8 @@ def launch(
     Args:
         kernel: which sample, and which surrogate.
         logits: (\*rows, C).
-        noise: uniforms as ``kernel.noise`` says, on the device of the logits.
+        noise: uniforms as ``kernel.noise`` says, on the device of the logits; or where they come
+            from, to be drawn part by part if all of it runs here and now.
         inner: Exp(1) draws (\*rows, K, C) for a kernel with inner draws, instead of the counter.
         given: whether the noise came from outside and has to be checked.
         backend: "auto", or by name what shall run.
@@ -333,17 +309,31 @@ def launch(
 def _launch(
     kernel: AbstractKernel,
     logits: Tensor,
-    noise: Tensor,
+    noise: Tensor | Stream,
     inner: Tensor | None,
     given: bool,
     backend: Backend,
 ) -> tuple[Tensor, ...]:
+    engine = engine_for(backend, kernel, logits)
+    if isinstance(noise, Stream) and not _streams(engine, kernel, logits):
+        noise = noise.all()
     # Absent inner draws travel as an empty tensor: a traced context loses a None it should save.
-    draws = noise.new_empty(0) if inner is None else inner
+    draws = logits.new_empty(0) if inner is None else inner
     if torch.compiler.is_dynamo_compiling() and _transformed_inside():
         _into_the_graph()
         return _launch_as_it_is(backend, kernel, logits, noise, draws, given)
-    return _apply_launch(engine_for(backend, kernel, logits), kernel, logits, noise, draws, given)
+    return _apply_launch(engine, kernel, logits, noise, draws, given)
+
+
+def _streams(engine: Engine, kernel: AbstractKernel, logits: Tensor) -> bool:
+    """Return whether the noise need not be there before the kernel starts."""
+    return (
+        engine.streams
+        and kernel.noise == "class"
+        and logits.device.type == "cpu"
+        and not torch.compiler.is_compiling()
+        and not transformed(logits)
+    )
 
 
 def _launch_as_it_is(backend: Backend, kernel: AbstractKernel, *args: Any) -> tuple[Tensor, ...]:
@@ -368,7 +358,7 @@ def launch_indexed(
 ) -> tuple[Tensor, Tensor]:
     r"""Run a kernel; return the class drawn (\*rows), int64, too."""
     z, index, *_ = _launch(kernel, logits, noise, None, given, "auto")
-    return z, index.to(torch.int64)
+    return z, index.to(torch.int64) if kernel.conditional else z.argmax(-1)
 
 
 def draw(logits: Tensor, noise: Tensor, *, given: bool = True) -> tuple[Tensor, Tensor]:

@@ -31,7 +31,9 @@ class Launched(NamedTuple):
     """What a backend's forward gives."""
 
     z: Tensor  # (*rows, C), the sample in the dtype of the logits
-    chosen: Tensor  # (*rows), the class drawn, in any integer dtype
+    # (*rows), the class drawn, in any integer dtype. With a sample, and of a kernel that is not
+    # `conditional`, it may be any class.
+    chosen: Tensor
     total: Tensor  # one number for each row, finite only where the row of logits was sound
     saved: tuple[Tensor, ...]  # what the backward needs of it
 
@@ -79,6 +81,7 @@ class AbstractKernel:
 
     noise: ClassVar[NoiseKind] = "variable"
     soft: ClassVar[bool] = False  # True: the sample itself is the first saved tensor
+    conditional: ClassVar[bool] = True  # whether `terms` looks at the class drawn
 
     @property
     def law(self) -> float:
@@ -145,6 +148,7 @@ class GumbelSoftmax(AbstractKernel):
 
     tau: float
     noise: ClassVar[NoiseKind] = "class"
+    conditional: ClassVar[bool] = False
 
     def forward(self, logits: Tensor, noise: Tensor) -> Drawn:
         perturbed = logits + gumbels(noise, logits.dtype)

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from functools import cache
 from importlib.util import find_spec
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,14 +19,15 @@ BACKENDS = ("auto", "eager", "fused", "compile", "triton")
 class Engine(NamedTuple):
     """A backend: a kernel's sample, and its first derivative."""
 
-    forward: Callable[[AbstractKernel, Tensor, Tensor, bool], Launched]
+    forward: Callable[[AbstractKernel, Tensor, Any, bool], Launched]
     backward: Callable[[AbstractKernel, Kept, Tensor], Tensor]
-    poisons: bool  # whether its samples of unsound rows are NaN already
+    poisons: bool = False  # whether its samples of unsound rows are NaN already
+    streams: bool = False  # whether it takes a Stream for noise of kind "class"
 
 
-_EAGER = Engine(eager.forward, eager.backward, False)
-_FUSED = Engine(fused.forward, fused.backward, False)
-_COMPILE = Engine(compiled.forward, compiled.backward, False)
+_EAGER = Engine(eager.forward, eager.backward)
+_FUSED = Engine(fused.forward, fused.backward, streams=True)
+_COMPILE = Engine(compiled.forward, compiled.backward)
 
 
 def engine_for(backend: Backend, kernel: AbstractKernel, logits: Tensor) -> Engine:
@@ -63,5 +64,5 @@ def _triton(kernel: AbstractKernel, logits: Tensor) -> tuple[Engine, str]:
         return _FUSED, "Triton is not installed: pip install 'gradthrough[triton]'."
     from . import triton
 
-    engine = Engine(triton.forward, triton.backward, True)
+    engine = Engine(triton.forward, triton.backward, poisons=True)
     return engine, triton.unsupported(kernel, logits)

@@ -5,12 +5,13 @@ takes the softmax again, so that nothing of the size of the logits is kept but t
 sums run in another order than in ``eager``: equal to rounding.
 """
 
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from .._random import Stream
 from .._types import compute_dtype
 from . import binary, drawing, eager
 from .drawing import draw
@@ -28,35 +29,38 @@ from .eager import (
     SoftGumbelSoftmax,
     StraightThrough,
 )
-from .layout import Layout, joined, parts
+from .gumbel import relax
+from .layout import Layout, interleaved, joined, parts
 from .rao import average
 
-_LEAST = 2.0**-54
+_softmax_backward = torch._softmax_backward_data  # pyright: ignore
 
 
-def forward(kernel: AbstractKernel, logits: Tensor, noise: Tensor, dense: bool = True) -> Launched:
+def forward(
+    kernel: AbstractKernel, logits: Tensor, noise: Tensor | Stream, dense: bool = True
+) -> Launched:
     r"""Draw for logits (\*rows, C); an unsound row gives any class and a total of NaN.
 
     One dim of the rows may be of size 1 where the noise has more: one softmax, several draws.
     Without `dense` no sample is made, only its class.
     """
-    rows = logits.reshape(-1, logits.shape[-1])
-    lead, form = logits.shape[:-1], (logits.shape[-1] if dense else 0, logits.dtype)
     if isinstance(kernel, GumbelSoftmax):
-        index, total, relaxed = _relax(kernel.tau, rows, noise.reshape(rows.shape))
-        saved: tuple[Tensor, ...] = (relaxed.reshape(logits.shape),)
-        # What is kept of a soft sample is marked constant; the sample may be written to.
-        soft = kernel.soft
-        index = index.reshape(lead)
-        z = saved[0].to(logits.dtype, copy=True) if soft else _corner(index, *form)
-        return Launched(z, index, total.reshape(lead), saved)
+        return relax(kernel, logits, noise, dense)
+    if isinstance(noise, Stream):
+        raise TypeError("a stream of uniforms serves Gumbel-Softmax alone")
+    rows, lead = logits.reshape(-1, logits.shape[-1]), logits.shape[:-1]
     u = noise[..., 0] if kernel.noise == "variable+seed" else noise
     wide = next((d for d, size in enumerate(lead) if u.shape[d] != size), None)
     u = u.unsqueeze(-1) if wide is None else u.movedim(wide, -1)
     index, total = _sample(kernel.law, rows, u.reshape(rows.shape[0], u.shape[-1]))
     index = index.reshape(u.shape)
     index = index.squeeze(-1) if wide is None else index.movedim(-1, wide)
-    return Launched(_corner(index, *form), index, total.reshape(lead), ())
+    return Launched(
+        _corner(index, logits.shape[-1] if dense else 0, logits.dtype),
+        index,
+        total.reshape(lead),
+        (),
+    )
 
 
 def _sample(law: float, rows: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
@@ -90,108 +94,75 @@ def _corner(index: Tensor, classes: int, dtype: torch.dtype) -> Tensor:
         return torch.empty((*index.shape, 0), dtype=dtype, device=index.device)
     if classes == 2 and dtype in (torch.float32, torch.float64):
         one = index.to(dtype)
-        return _interleaved(1.0 - one, one)
+        return interleaved(1.0 - one, one)
     z = torch.zeros((*index.shape, classes), dtype=dtype, device=index.device)
     z.view(-1, classes).scatter_(-1, index.to(torch.int64).reshape(-1, 1), 1.0)
     return z
 
 
-def _interleaved(zero: Tensor, one: Tensor) -> Tensor:
-    """Stack two tensors along a new last dim, by the quickest way that torch has on CPU."""
-    if torch.compiler.is_compiling() or zero.dtype not in (torch.float32, torch.float64):
-        return torch.stack((zero, one), -1)
-    out = torch.empty((*one.shape, 2), dtype=one.dtype, device=one.device)
-    torch.complex(zero, one, out=torch.view_as_complex(out))
-    return out
+class _Part:
+    """Some of the rows. What is asked for is laid out anew: not every kernel looks at all of it."""
 
+    def __init__(self, layout: Layout, kept: Kept, g: Tensor) -> None:
+        self._layout, self._g = layout, g
+        self.kept = kept  # the same rows, as they came
 
-def _relax(tau: float, rows: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the class (R), the total (R) and the relaxed point (R, C) of Gumbel-Softmax."""
-    layout = Layout(rows.shape[-1])
-    drawn: list[Tensor] = []
+    @property
+    def x(self) -> Tensor:
+        """Logits, (C, R) or (R, C), in float32 or better."""
+        return self._layout.arrange(self.kept.logits)
 
-    def soft() -> Iterator[Tensor]:
-        for some, uniforms in parts(rows, noise):
-            x = layout.arrange(some)
-            x = x - x.amax(layout.dim, keepdim=True)
-            # log Exp(1) as in _random.gumbels, with as few passes over float64 as can be.
-            e = layout.arrange(uniforms.neg().log1p_().to(x.dtype)).neg_()
-            x.sub_(e.clamp_min_(_LEAST).log_())
-            top, index = _top(x, layout.dim)
-            drawn.append(index.reshape(-1))
-            if tau != 1.0:  # centred before the division, which would round what is shared
-                x.sub_(top).div_(tau)
-            yield layout.restore(torch.softmax(x, layout.dim))
+    @property
+    def at(self) -> Tensor:
+        """The class drawn, (1, R) or (R, 1)."""
+        return self._layout.each(self.kept.chosen)
 
-    relaxed = joined(soft(), len(rows))
-    return joined(drawn, len(rows)), relaxed[:, 0], relaxed
+    @property
+    def g(self) -> Tensor:
+        """The direction, as x."""
+        return self._layout.arrange(self._g)
 
-
-def _top(x: Tensor, dim: int) -> tuple[Tensor, Tensor]:
-    """Return the maximum and the first class that has it."""
-    if dim == 0:
-        return x.max(0, keepdim=True)
-    # torch's argmax over a last dim takes several times as long.
-    top = x.amax(-1, keepdim=True)
-    last = x.shape[-1] - 1
-    places = torch.arange(last + 1, dtype=torch.int32, device=x.device)
-    return top, torch.where(x == top, places, last).amin(-1, keepdim=True)
-
-
-class _Part(NamedTuple):
-    """Some of the rows, laid out."""
-
-    x: Tensor  # logits, (C, R) or (R, C), in float32 or better
-    at: Tensor  # the class drawn, (1, R) or (R, 1)
-    g: Tensor  # the direction, as x
-    saved: tuple[Tensor, ...]  # as x
-    kept: Kept  # the same rows, as they came
+    @property
+    def relaxed(self) -> Tensor:
+        """The relaxed point that Gumbel-Softmax keeps, as x."""
+        return self._layout.arrange(self.kept.saved[0])
 
 
 def backward(kernel: AbstractKernel, kept: Kept, g: Tensor) -> Tensor:
     r"""Return the first derivative along g (\*rows, C), in the dtype of the logits."""
     pairs = kept.logits.shape[-1] == 2 and binary.covers(kernel)
-    derivative = None if pairs else _DERIVATIVES.get(type(kernel))
-    if derivative is None and not pairs:
+    if not pairs and type(kernel) not in _DERIVATIVES:
         return eager.backward(kernel, kept, g)
-    shape = kept.logits.shape
-    classes = shape[-1]
+    shape, classes = kept.logits.shape, kept.logits.shape[-1]
     rows = kept.logits.reshape(-1, classes)
     count = rows.shape[0]
-    layout = Layout(classes)
     counter = kernel.noise == "variable+seed"
     given = kept.inner.numel() > 0
+    whole = [rows, kept.chosen.reshape(-1), g.reshape(-1, classes)]
+    whole += [x.reshape(rows.shape) for x in kept.saved]
+    whole += [kept.noise.reshape(count, 2)] if counter else []
+    whole += [kept.inner.reshape(count, -1, classes)] if given else []
 
-    def pieces() -> Iterator[Tensor]:
-        whole = [rows, kept.chosen.reshape(-1), g.reshape(-1, classes)]
-        whole += [x.reshape(rows.shape) for x in kept.saved]
-        whole += [kept.noise.reshape(count, 2)] if counter else []
-        whole += [kept.inner.reshape(count, -1, classes)] if given else []
-        for some, chosen, along, *rest in parts(*whole, often=counter):
-            saved = tuple(rest[: len(kept.saved)])
-            inner = rest.pop() if given else kept.inner
-            noise = rest.pop() if counter else kept.noise
-            part = Kept(some, chosen, noise, inner, saved)
-            if derivative is None:
-                yield _of_pairs(kernel, part, along)
-                continue
-            piece = _Part(
-                layout.arrange(some),
-                layout.each(chosen),
-                layout.arrange(along),
-                tuple(layout.arrange(x) for x in saved),
-                part,
-            )
-            yield layout.restore(derivative(kernel, piece, layout.dim)).to(rows.dtype)
+    def derivative(some: Tensor, chosen: Tensor, along: Tensor, *rest: Tensor) -> Tensor:
+        saved = rest[: len(kept.saved)]
+        inner = rest[-1] if given else kept.inner
+        noise = rest[len(saved)] if counter else kept.noise
+        part = Kept(some, chosen, noise, inner, saved)
+        if pairs:
+            return _of_pairs(kernel, part, along)
+        layout = Layout(classes)
+        out = _DERIVATIVES[type(kernel)](kernel, _Part(layout, part, along), layout.dim)
+        return layout.restore(out).to(rows.dtype)
 
-    return joined(pieces(), count).reshape(shape)
+    pieces = (derivative(*some) for some in parts(*whole, use="often" if counter else "once"))
+    return joined(pieces, count).reshape(shape)
 
 
 def _of_pairs(kernel: AbstractKernel, kept: Kept, g: Tensor) -> Tensor:
     x, g = (t.to(compute_dtype(t.dtype)) for t in (kept.logits, g))
     slope = binary.slope(kernel, binary.Pair(x[:, 1] - x[:, 0], kept))
     one = slope.mul_(g[:, 1] - g[:, 0])
-    return _interleaved(-one, one).to(kept.logits.dtype)
+    return interleaved(-one, one).to(kept.logits.dtype)
 
 
 def _softmax(x: Tensor, tau: float, dim: int) -> Tensor:
@@ -203,7 +174,8 @@ def _softmax(x: Tensor, tau: float, dim: int) -> Tensor:
 
 def _along(p: Tensor, g: Tensor, dim: int) -> Tensor:
     """Return p * (g - p.g), the derivative of a softmax at value p."""
-    return (g - (p * g).sum(dim, keepdim=True)).mul_(p)
+    # One pass of torch's own, where the formula would be four.
+    return _softmax_backward(g, p, dim, p.dtype)
 
 
 def _over(x: Tensor, tau: float) -> Tensor:
@@ -212,11 +184,12 @@ def _over(x: Tensor, tau: float) -> Tensor:
 
 
 def _straight_through(kernel: StraightThrough, part: _Part, dim: int) -> Tensor:
-    out = _along(_softmax(part.x, kernel.tau, dim), part.g, dim)
+    x = part.x
+    out = _along(_softmax(x, kernel.tau, dim), part.g, dim)
     if not kernel.importance:
         return _over(out, kernel.tau)
-    alive = (part.x > -torch.inf).sum(dim, keepdim=True)
-    drawn = torch.softmax(part.x, dim).gather(dim, part.at).clamp_min_(1e-12)
+    alive = (x > -torch.inf).sum(dim, keepdim=True)
+    drawn = torch.softmax(x, dim).gather(dim, part.at).clamp_min_(1e-12)
     return out.div_(alive * drawn * kernel.tau)
 
 
@@ -226,7 +199,7 @@ def _decoupled(kernel: DecoupledStraightThrough, part: _Part, dim: int) -> Tenso
 
 
 def _gumbel_softmax(kernel: GumbelSoftmax, part: _Part, dim: int) -> Tensor:
-    return _over(_along(part.saved[0], part.g, dim), kernel.tau)
+    return _over(_along(part.relaxed, part.g, dim), kernel.tau)
 
 
 def _reinmax(kernel: ReinMax, part: _Part, dim: int) -> Tensor:
@@ -235,7 +208,7 @@ def _reinmax(kernel: ReinMax, part: _Part, dim: int) -> Tensor:
     The first part is (D + q) * (g - (g_D + q.g) / 2). For p = q all but D's share collapses to
     p * (g - g_D) / 2.
     """
-    x, at, g, *_ = part
+    x, at, g = part.x, part.at, part.g
     drawn = g.gather(dim, at)
     p = torch.softmax(x, dim)
     mean = (p * g).sum(dim, keepdim=True)
@@ -248,14 +221,15 @@ def _reinmax(kernel: ReinMax, part: _Part, dim: int) -> Tensor:
 
 
 def _gapped(kernel: GappedStraightThrough, part: _Part, dim: int) -> Tensor:
-    x = part.x - part.x.amax(dim, keepdim=True)
-    drawn = x.gather(dim, part.at)
+    x, at = part.x, part.at
+    x = x - x.amax(dim, keepdim=True)
+    drawn = x.gather(dim, at)
     if kernel.gap == "p":
-        share = torch.softmax(x, dim).gather(dim, part.at).clamp_min_(1e-20).mul_(1.0 - 1e-5)
+        share = torch.softmax(x, dim).gather(dim, at).clamp_min_(1e-20).mul_(1.0 - 1e-5)
         x = x.minimum(torch.log1p(-share).div_(share))
     else:
         x.clamp_max_(-kernel.gap)
-    x.scatter_(dim, part.at, drawn - drawn)  # 0, or NaN in an unsound row
+    x.scatter_(dim, at, drawn - drawn)  # 0, or NaN in an unsound row
     out = _along(torch.softmax(_over(x, kernel.tau), dim), part.g, dim)
     return _over(out, kernel.tau)
 

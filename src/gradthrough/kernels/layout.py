@@ -15,7 +15,10 @@ from .._types import compute_dtype
 _CLASS_MAJOR = 20  # classes, at most; about where the two softmaxes take the same time
 _COLUMNS = 4  # that are copied one by one, at most: torch transposes a narrow matrix slowly
 _LONG = 256  # classes; rows of more need no cumulative sum in float64
-_PART, _LONG_PART, _OFTEN_PART = 2**18, 2**20, 2**15  # elements
+_COMPLEX = (torch.float32, torch.float64)  # that make up complex numbers
+# Elements of a part that is gone over once, the same for long rows, often, or to draw float64
+# numbers for it. Found by timing.
+PARTS = {"once": 2**18, "long": 2**20, "often": 2**15, "noisy": 2**16}
 
 
 class Layout:
@@ -25,11 +28,15 @@ class Layout:
         self.classes = classes
         self.dim = 0 if classes <= _CLASS_MAJOR else -1
 
-    def arrange(self, rows: Tensor) -> Tensor:
-        """Lay (R, C) out in float32 or better. The result may share memory with `rows`."""
-        rows = rows.to(compute_dtype(rows.dtype))
+    def arrange(self, rows: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        """Lay (R, C) out in a dtype, or float32 or better. It may share memory with `rows`."""
+        dtype = dtype or compute_dtype(rows.dtype)
         if self.dim == -1:
-            return rows
+            return rows.to(dtype)
+        if rows.dtype != dtype:  # one copy, quicker than a transposed one of the same dtype
+            return rows.t().to(dtype, memory_format=torch.contiguous_format)
+        if rows.stride(0) == 1:  # as `restore` leaves it
+            return rows.t()
         if self.classes <= _COLUMNS:
             return torch.stack(rows.unbind(-1))
         return rows.t().contiguous()
@@ -42,20 +49,37 @@ class Layout:
         """Return what was laid out as (R, C), a view."""
         return x if self.dim == -1 else x.t()
 
+    def write(self, x: Tensor, out: Tensor) -> None:
+        """Put what was laid out into (R, C), row by row in memory."""
+        direct = x.dtype == out.dtype and not torch.compiler.is_compiling()
+        if direct and self.classes == 2 and x.dtype in _COMPLEX:
+            torch.complex(x[0], x[1], out=torch.view_as_complex(out))
+        elif direct and self.classes <= _COLUMNS:
+            torch.stack(x.unbind(0), -1, out=out)
+        else:
+            out.copy_(self.restore(x))
 
-def parts(rows: Tensor, *others: Tensor, often: bool = False) -> Iterator[tuple[Tensor, ...]]:
+
+def interleaved(zero: Tensor, one: Tensor) -> Tensor:
+    """Stack two tensors along a new last dim, by the quickest way that torch has on CPU."""
+    if torch.compiler.is_compiling() or zero.dtype not in _COMPLEX:
+        return torch.stack((zero, one), -1)
+    out = torch.empty((*one.shape, 2), dtype=one.dtype, device=one.device)
+    torch.complex(zero, one, out=torch.view_as_complex(out))
+    return out
+
+
+def parts(rows: Tensor, *others: Tensor, use: str = "once") -> Iterator[tuple[Tensor, ...]]:
     """Cut rows (R, C), and others with as many rows, into parts to work on one by one.
 
     On CPU, where a kernel's buffers then stay within the memory that the process holds already:
-    fresh pages cost several times the arithmetic. Where each part is gone over `often`, they
-    stay in the cache, too.
+    fresh pages cost several times the arithmetic. What the parts are for is one of PARTS.
     """
     if rows.device.type != "cpu" or torch.compiler.is_compiling():
         yield (rows, *others)
         return
     count, classes = rows.shape
-    most = _OFTEN_PART if often else _PART if classes <= _LONG else _LONG_PART
-    size = max(most // classes, 1)
+    size = max(PARTS["long" if use == "once" and classes > _LONG else use] // classes, 1)
     if count <= size:
         yield (rows, *others)
         return
@@ -63,17 +87,36 @@ def parts(rows: Tensor, *others: Tensor, often: bool = False) -> Iterator[tuple[
         yield tuple(x[start : start + size] for x in (rows, *others))
 
 
+class Collected:
+    """Pieces of rows, so many together along `dim`, put in their place as they come."""
+
+    def __init__(self, count: int, dim: int = 0) -> None:
+        self._count, self._dim, self._start = count, dim, 0
+        self._whole: Tensor | None = None
+
+    def add(self, piece: Tensor) -> None:
+        """Take the next piece; one that is the whole is kept as it is."""
+        size = piece.shape[self._dim]
+        if size == self._count:
+            self._whole = piece
+            return
+        if self._whole is None:
+            shape = list(piece.shape)
+            shape[self._dim] = self._count
+            self._whole = torch.empty(shape, dtype=piece.dtype, device=piece.device)
+        self._whole.narrow(self._dim, self._start, size).copy_(piece)
+        self._start += size
+
+    def whole(self) -> Tensor:
+        """Return what came."""
+        if self._whole is None:
+            raise RuntimeError("no pieces came")
+        return self._whole
+
+
 def joined(pieces: Iterable[Tensor], count: int) -> Tensor:
-    """Join pieces of rows, so many together, as they come."""
-    out: Tensor | None = None
-    start = 0
+    """Join pieces of rows, so many together, as they come; contiguous."""
+    out = Collected(count)
     for piece in pieces:
-        if piece.shape[0] == count:
-            return piece.contiguous()
-        if out is None:
-            out = torch.empty((count, *piece.shape[1:]), dtype=piece.dtype, device=piece.device)
-        out[start : start + piece.shape[0]] = piece
-        start += piece.shape[0]
-    if out is None:
-        raise RuntimeError("no pieces came")
-    return out
+        out.add(piece)
+    return out.whole().contiguous()
