@@ -193,8 +193,11 @@ def along(*inputs: Any) -> Tensor:
 def transformed(x: Tensor) -> bool:
     """Return whether a transform of torch.func, or forward mode, is at work."""
     # What torch's own Function.apply asks; there is no public way to.
-    active = torch._C._are_functorch_transforms_active()  # pyright: ignore[reportPrivateUsage]
-    return active or forward_ad.unpack_dual(x).tangent is not None
+    if torch._C._are_functorch_transforms_active():  # pyright: ignore[reportPrivateUsage]
+        return True
+    # The level first: to unpack takes as long as several operations.
+    dual = forward_ad._current_level >= 0  # pyright: ignore[reportPrivateUsage]
+    return dual and forward_ad.unpack_dual(x).tangent is not None
 
 
 def _transformed_inside() -> bool:
