@@ -60,8 +60,6 @@ def objective(name, classes=3, device="cpu", dtype=F64):
 @pytest.mark.parametrize("classes", [2, 3, 300])
 def test_off_the_cpu_nothing_is_read_nor_copied_from_the_host(name, classes):
     """On the device meta, where to read a number is an error."""
-    if name == "gumbel_rao qmc":
-        pytest.xfail("its strides are a table that is copied to the device")
     loss, x, noise = objective(name, classes, "meta")
     y = x.clone().requires_grad_()
     with Watch() as watch:

@@ -8,6 +8,7 @@ estimator and backend lets two of them be given the same draw.
 import math
 from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, contextmanager
+from functools import cache
 from typing import Any, cast
 
 import torch
@@ -222,6 +223,12 @@ def _fold(x: Tensor) -> Tensor:
     return x.bitwise_xor_((x >> 16).bitwise_and_(0xFFFF))
 
 
+@cache
+def _coprimes(points: int) -> int:
+    """Return how many of 1 to `points` are coprime to it."""
+    return sum(math.gcd(a, points) == 1 for a in range(1, points + 1))
+
+
 class CounterExponentials:
     r"""Exp(1) draws that are a function of (seed of the row, k, class), so never stored.
 
@@ -262,10 +269,13 @@ class CounterExponentials:
         self._stride = self._strides(points) if points else None
 
     def _strides(self, points: int) -> Tensor:
-        coprime = [a for a in range(1, points + 1) if math.gcd(a, points) == 1]
-        table = torch.tensor([round(a * 2**32 / points) & _WORD for a in coprime])
-        which = _mix((self._classes.to(torch.int64) & _WORD) ^ 0x27D4EB2F) % len(coprime)
-        return self._narrow(table.to(which.device)[which])
+        # Made on the device: a table from the host would have to be waited for.
+        a = torch.arange(1, points + 1, device=self._classes.device)
+        coprime = torch.gcd(a, torch.full_like(a, points)) == 1
+        coprimes = torch.where(coprime, a, points + 1).sort()[0]  # and then what is none
+        which = _mix((self._classes.to(torch.int64) & _WORD) ^ 0x27D4EB2F) % _coprimes(points)
+        strides = (coprimes[which] * 2**32 + points // 2) // points
+        return self._narrow(strides & _WORD)
 
     @staticmethod
     def _narrow(words: Tensor) -> Tensor:

@@ -103,7 +103,9 @@ def sample_along(
     last = dim in (-1, logits.ndim - 1)  # then spare the graph two views
     rows = logits if last else logits.movedim(dim, -1)
     shape = noise_shape(kind, tuple(rows.shape[:-1]), rows.shape[-1])
-    if noise is None:
+    if noise is None and kind == "class" and not last:  # where torch draws it
+        u = uniforms(tuple(logits.shape), logits.device, generator).movedim(dim, -1)
+    elif noise is None:
         u = draw(shape, logits.device, generator)
     elif kind == "class":
         u = check_noise(noise, tuple(logits.shape), logits, generator)

@@ -196,8 +196,8 @@ def transformed(x: Tensor) -> bool:
     if torch._C._are_functorch_transforms_active():  # pyright: ignore[reportPrivateUsage]
         return True
     # The level first: to unpack takes as long as several operations.
-    dual = forward_ad._current_level >= 0  # pyright: ignore[reportPrivateUsage]
-    return dual and forward_ad.unpack_dual(x).tangent is not None
+    level = cast(int, forward_ad._current_level)  # pyright: ignore[reportPrivateUsage]
+    return level >= 0 and forward_ad.unpack_dual(x).tangent is not None
 
 
 def _transformed_inside() -> bool:
