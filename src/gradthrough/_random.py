@@ -8,7 +8,6 @@ estimator and backend lets two of them be given the same draw.
 import math
 from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, contextmanager
-from functools import cache
 from typing import Any, cast
 
 import torch
@@ -223,7 +222,6 @@ def _fold(x: Tensor) -> Tensor:
     return x.bitwise_xor_((x >> 16).bitwise_and_(0xFFFF))
 
 
-@cache
 def _coprimes(points: int) -> int:
     """Return how many of 1 to `points` are coprime to it."""
     return sum(math.gcd(a, points) == 1 for a in range(1, points + 1))

@@ -13,9 +13,11 @@ from .._random import Stream
 from .._types import Backend, compute_dtype
 from . import eager, fused
 from .eager import AbstractKernel, Exact, Kept
-from .engines import Engine, engine_for
+from .engines import SPECIFICATION, Engine, engine_for
 from .softmax import centre, normalise
 from .validation import validates
+
+_BATCHED: Any = torch._C._parse_dispatch_key("Batched")  # pyright: ignore
 
 
 def check_totals(logits: Tensor, total: Tensor) -> None:
@@ -185,9 +187,21 @@ def along(*inputs: Any) -> Tensor:
     Args:
         inputs: engine, kernel, how many are saved, logits, class, noise, inner, *saved, direction.
     """
-    direction = inputs[-1]
-    plain = not torch.is_grad_enabled() and not transformed(direction)
+    # Forward mode may follow the logits alone, and nothing that comes from above.
+    plain = not torch.is_grad_enabled() and not any(transformed(inputs[i]) for i in (-1, 3))
+    if _is_batched(inputs[-1]):
+        inputs = (SPECIFICATION, *inputs[1:])  # which does nothing in place
     return _Derivative.forward(*inputs) if plain else _apply_derivative(*inputs)
+
+
+def _is_batched(x: Tensor) -> bool:
+    """Return whether x stands for several, as in torch.autograd.grad(is_grads_batched=True).
+
+    That is a vmap older than torch.func, which asks no autograd.Function for its rule.
+    """
+    if torch.compiler.is_compiling():
+        return False
+    return torch._C._dispatch_keys(x).has(_BATCHED)  # pyright: ignore
 
 
 def transformed(x: Tensor) -> bool:

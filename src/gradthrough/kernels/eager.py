@@ -42,7 +42,7 @@ class Kept(NamedTuple):
     """What a backward starts from."""
 
     logits: Tensor  # (*rows, C)
-    chosen: Tensor  # (*rows), the class drawn, int64
+    chosen: Tensor  # (*rows), the class drawn, int64; any class if not kernel.conditional
     noise: Tensor  # of a kernel with a counter, else any tensor
     inner: Tensor  # Exp(1) draws (*rows, K, C), or empty
     saved: tuple[Tensor, ...]  # what else the forward left

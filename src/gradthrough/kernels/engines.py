@@ -25,7 +25,7 @@ class Engine(NamedTuple):
     streams: bool = False  # whether it takes a Stream for noise of kind "class"
 
 
-_EAGER = Engine(eager.forward, eager.backward)
+SPECIFICATION = Engine(eager.forward, eager.backward)
 _FUSED = Engine(fused.forward, fused.backward, streams=True)
 _COMPILE = Engine(compiled.forward, compiled.backward)
 
@@ -42,7 +42,7 @@ def engine_for(backend: Backend, kernel: AbstractKernel, logits: Tensor) -> Engi
             return _FUSED if why else engine
         return _FUSED
     if backend == "eager":
-        return _EAGER
+        return SPECIFICATION
     if backend == "compile":
         return _COMPILE
     if backend == "triton":
