@@ -11,9 +11,10 @@ from ._types import Backend
 from .distributions.base import check_noise
 from .estimators.checks import check_logits, check_switch
 from .estimators.pathwise import AbstractLaunched
-from .kernels.dispatch import launch, transformed
+from .kernels.dispatch import launch
 from .kernels.engines import engine_for
 from .kernels.lookup import lookup
+from .kernels.transforms import transformed
 
 
 @overload

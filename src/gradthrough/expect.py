@@ -14,7 +14,7 @@ from .distributions.base import Distribution, check_noise
 from .distributions.convert import as_distribution
 from .estimators.base import AbstractEstimator, Draw, Estimate
 from .estimators.checks import check_count
-from .kernels.dispatch import check_content, check_uniforms
+from .kernels.checks import check_content, check_uniforms
 
 
 def expect(

@@ -12,7 +12,8 @@ from torch import Tensor
 from .._errors import BackendError, ConfigError, DomainError, ShapeError, UnsupportedError
 from .._random import uniforms
 from .._types import FLOATS, compute_dtype
-from ..kernels.dispatch import check_content, check_rows, draw, interval_ends, probabilities
+from ..kernels.checks import check_content, check_rows
+from ..kernels.dispatch import draw, interval_ends, probabilities
 
 
 def check_parameter(name: str, x: object, event_dims: object) -> Tensor:

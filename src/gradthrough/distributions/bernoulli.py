@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .._errors import ConfigError, ShapeError
 from .._types import compute_dtype
-from ..kernels.dispatch import check_content
+from ..kernels.checks import check_content
 from .base import Distribution, check_parameter
 from .categorical import check_probs
 

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from .._errors import ConfigError, DomainError, ShapeError
-from ..kernels.dispatch import check_content, probabilities
+from ..kernels.checks import check_content
+from ..kernels.dispatch import probabilities
 from .base import Distribution, check_parameter
 
 

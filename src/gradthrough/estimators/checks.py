@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .._errors import DomainError, ShapeError, UnsupportedError
 from .._types import FLOATS
-from ..kernels.dispatch import check_content
+from ..kernels.checks import check_content
 
 
 def check_positive(name: str, value: object) -> float:

@@ -11,7 +11,8 @@ from .._errors import BackendError, DomainError, UnsupportedError
 from .._random import gumbels, uniforms
 from .._types import Backend, compute_dtype
 from ..distributions.base import check_noise
-from ..kernels.dispatch import check_content, check_rows, check_uniforms, launch
+from ..kernels.checks import check_content, check_rows, check_uniforms
+from ..kernels.dispatch import launch
 from ..kernels.eager import AbstractKernel, SoftGumbelSoftmax
 from ..kernels.eager import GumbelSoftmax as HardGumbelSoftmax
 from .base import DISCRETE, Traits

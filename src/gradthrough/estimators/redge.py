@@ -10,8 +10,9 @@ from .._attach import substitute
 from .._errors import DomainError
 from .._random import normals
 from .._types import compute_dtype
+from ..kernels.checks import check_content, check_rows, check_uniforms
 from ..kernels.diffusion import LEAST_NOISE, diffuse, softmax
-from ..kernels.dispatch import check_content, check_rows, check_uniforms, draw
+from ..kernels.dispatch import draw
 from ..kernels.softmax import centre
 from .base import DISCRETE, Traits
 from .checks import check_count, check_positive, check_switch

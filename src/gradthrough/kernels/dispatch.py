@@ -1,59 +1,21 @@
 """launch: the one autograd door to the kernels."""
 
-import math
-from collections.abc import Callable
 from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.autograd import Function, forward_ad
+from torch.autograd import Function
 
-from .._errors import DomainError, UnsoundLogitsError, UnsupportedError
 from .._random import Stream
 from .._types import Backend, compute_dtype
-from . import eager, fused
-from .eager import AbstractKernel, Exact, Kept
-from .engines import SPECIFICATION, Engine, engine_for
+from . import fused
+from .checks import check_rows, check_totals, check_uniforms
+from .derivative import along
+from .eager import AbstractKernel, Exact
+from .engines import Engine, engine_for
 from .softmax import centre, normalise
+from .transforms import mapped_first, transformed, transformed_inside
 from .validation import validates
-
-_BATCHED: Any = torch._C._parse_dispatch_key("Batched")  # pyright: ignore
-
-
-def check_totals(logits: Tensor, total: Tensor) -> None:
-    """Raise UnsoundLogitsError where a row's total is not finite."""
-    # One number tells: totals are at most C, and a sum of NaN is NaN.
-    if math.isfinite(total.sum(dtype=torch.float64).item()):
-        return
-    bad = int((~total.isfinite()).sum())
-    rows = total.numel()
-    found = [
-        name
-        for name, hit in (
-            ("NaN", logits.isnan().any()),
-            ("+inf", logits.isposinf().any()),
-            ("rows whose classes are all masked (-inf)", logits.isneginf().all(-1).any()),
-        )
-        if bool(hit)
-    ]
-    raise UnsoundLogitsError(
-        f"logits of shape {tuple(logits.shape)} hold {', '.join(found) or 'values too large'}: "
-        f"{bad} of {rows} rows have no distribution. Wanted: finite logits, or -inf for masked "
-        "classes with at least one class left in each row. Look for an overflow upstream, or "
-        "leave the rows without a class out."
-    )
-
-
-def check_uniforms(noise: Tensor) -> None:
-    """Raise DomainError unless the noise is in [0, 1)."""
-    if noise.numel() == 0:
-        return
-    low, high = torch.aminmax(noise)
-    if not (bool(low >= 0.0) and bool(high < 1.0)):
-        raise DomainError(
-            f"noise must be uniforms in [0, 1), but runs from {low.item()} to {high.item()}. "
-            "Draw it with torch.rand(shape, dtype=torch.float64), or let gradthrough draw it."
-        )
 
 
 def _forward(
@@ -69,98 +31,6 @@ def _forward(
         z = torch.where(total.isfinite().unsqueeze(-1), z, torch.nan)
     # What is kept for the backward is kept small.
     return (z, index.to(torch.uint8) if logits.shape[-1] <= 256 else index, *saved)
-
-
-def _batched(info: Any, in_dims: tuple[int | None, ...], args: tuple[Any, ...]) -> list[Any]:
-    """Give every tensor the mapped dim in front: rows are independent, so it is one more row."""
-    out: list[Any] = []
-    for arg, dim in zip(args, in_dims, strict=True):
-        if not isinstance(arg, Tensor):
-            out.append(arg)
-        elif dim is None:
-            out.append(arg.unsqueeze(0).expand(info.batch_size, *arg.shape))
-        else:
-            out.append(arg.movedim(dim, 0))
-    return out
-
-
-class _Derivative(Function):
-    """The surrogate's n-th derivative along n directions: linear and symmetric in them.
-
-    Differentiating once more only appends a direction, so this one function is its own backward
-    and forward mode, and a kernel that streams its terms does so at every order.
-    """
-
-    @staticmethod
-    def forward(
-        engine: Engine,
-        kernel: AbstractKernel,
-        saved: int,
-        logits: Tensor,
-        index: Tensor,
-        noise: Tensor,
-        inner: Tensor,
-        *rest: Tensor,
-    ) -> Tensor:
-        directions = rest[saved:]
-        chosen = index.to(torch.int64) if kernel.conditional else index
-        kept = Kept(logits, chosen, noise, inner, rest[:saved])
-        if len(directions) == 1:
-            return engine.backward(kernel, kept, directions[0])
-        return eager.derivative(kernel, kept, directions)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        engine, kernel, saved, *tensors = inputs
-        ctx.engine, ctx.kernel, ctx.saved = engine, kernel, saved
-        ctx.save_for_backward(*tensors)
-        ctx.save_for_forward(*tensors)
-
-    @staticmethod
-    def _again(ctx: Any, replace: int | None, direction: Tensor) -> Tensor:
-        logits, index, noise, inner, *rest = ctx.saved_tensors
-        if replace is None:
-            rest = [*rest, direction]
-        else:
-            rest[ctx.saved + replace] = direction
-        return _apply_derivative(
-            ctx.engine, ctx.kernel, ctx.saved, logits, index, noise, inner, *rest
-        )
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> Any:
-        (g,) = grads
-        again = _Derivative._again
-        needs = ctx.needs_input_grad
-        g_logits = again(ctx, None, g) if needs[3] else None
-        first = 7 + ctx.saved
-        g_directions = [
-            again(ctx, i, g) if needs[first + i] else None for i in range(len(needs) - first)
-        ]
-        return (*[None] * 3, g_logits, *[None] * (3 + ctx.saved), *g_directions)
-
-    @staticmethod
-    def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
-        return _apply_derivative(*_batched(info, in_dims, args)), 0
-
-
-class _DerivativeBothModes(_Derivative):
-    """With forward mode, which torch.compile cannot trace."""
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> Any:
-        t_logits, t_directions = tangents[3], tangents[7 + ctx.saved :]
-        again = _Derivative._again
-        parts = [again(ctx, i, t) for i, t in enumerate(t_directions) if t is not None]
-        if t_logits is not None:
-            parts.append(again(ctx, None, t_logits))
-        return sum(parts[1:], parts[0])
-
-
-def _apply_derivative(*args: Any) -> Tensor:
-    if torch.compiler.is_dynamo_compiling():
-        return _Derivative.forward(*args)
-    return cast(Tensor, _DerivativeBothModes.apply(*args))
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -179,53 +49,6 @@ def _along(ctx: Any, direction: Tensor | None) -> Tensor | None:
     if direction is None:
         return None
     return along(ctx.engine, ctx.kernel, ctx.saved, *ctx.saved_tensors, direction)
-
-
-def along(*inputs: Any) -> Tensor:
-    """Return a kernel's first derivative, as a function of all that it depends on.
-
-    Args:
-        inputs: engine, kernel, how many are saved, logits, class, noise, inner, *saved, direction.
-    """
-    # Forward mode may follow the logits alone, and nothing that comes from above.
-    plain = not torch.is_grad_enabled() and not any(transformed(inputs[i]) for i in (-1, 3))
-    if _is_batched(inputs[-1]):
-        inputs = (SPECIFICATION, *inputs[1:])  # which does nothing in place
-    return _Derivative.forward(*inputs) if plain else _apply_derivative(*inputs)
-
-
-def _is_batched(x: Tensor) -> bool:
-    """Return whether x stands for several, as in torch.autograd.grad(is_grads_batched=True).
-
-    That is a vmap older than torch.func, which asks no autograd.Function for its rule.
-    """
-    if torch.compiler.is_compiling():
-        return False
-    return torch._C._dispatch_keys(x).has(_BATCHED)  # pyright: ignore
-
-
-def transformed(x: Tensor) -> bool:
-    """Return whether a transform of torch.func, or forward mode, is at work."""
-    # What torch's own Function.apply asks; there is no public way to.
-    if torch._C._are_functorch_transforms_active():  # pyright: ignore[reportPrivateUsage]
-        return True
-    # The level first: to unpack takes as long as several operations.
-    level = cast(int, forward_ad._current_level)  # pyright: ignore[reportPrivateUsage]
-    return level >= 0 and forward_ad.unpack_dual(x).tangent is not None
-
-
-def _transformed_inside() -> bool:
-    """Return whether torch.compile reads a function under a transform of torch.func."""
-    # As in transformed.
-    if torch._C._are_functorch_transforms_active():  # pyright: ignore[reportPrivateUsage]
-        return True
-    if forward_ad._current_level >= 0:  # pyright: ignore[reportPrivateUsage]
-        raise UnsupportedError(
-            "forward mode around torch.compile: what is compiled loses the tangents, in torch "
-            "itself. Put the transform inside: "
-            "torch.compile(lambda x, t: torch.func.jvp(loss, (x,), (t,)))."
-        )
-    return False
 
 
 class _Launch(Function):
@@ -254,7 +77,7 @@ class _Launch(Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
-        out = _apply_launch(*_batched(info, in_dims, args))
+        out = _apply_launch(*mapped_first(info, in_dims, args))
         return out, tuple(0 for _ in out)
 
 
@@ -336,7 +159,7 @@ def _launch(
         noise = noise.all()
     # Absent inner draws travel as an empty tensor: a traced context loses a None it should save.
     draws = logits.new_empty(0) if inner is None else inner
-    if torch.compiler.is_dynamo_compiling() and _transformed_inside():
+    if torch.compiler.is_dynamo_compiling() and transformed_inside():
         _into_the_graph()
         return _launch_as_it_is(backend, kernel, logits, noise, draws, given)
     return _apply_launch(engine, kernel, logits, noise, draws, given)
@@ -381,40 +204,6 @@ def launch_indexed(
 def draw(logits: Tensor, noise: Tensor, *, given: bool = True) -> tuple[Tensor, Tensor]:
     r"""Draw an exact one-hot sample (\*rows, C) and its index (\*rows), without a gradient."""
     return launch_indexed(Exact(), logits.detach(), noise, given=given)
-
-
-class _Check(Function):
-    """Look at content below functorch, where there is a content to look at."""
-
-    @staticmethod
-    def forward(check: Callable[[Tensor], None], x: Tensor) -> Tensor:
-        if validates(x):
-            check(x)
-        return x.new_zeros(())
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        ctx.mark_non_differentiable(output)
-
-    @staticmethod
-    def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
-        return _Check.apply(*_batched(info, in_dims, args)), None
-
-
-def check_content(x: Tensor, check: Callable[[Tensor], None]) -> None:
-    """Call a check that may raise, wherever content is validated, under every transform."""
-    if not torch.compiler.is_compiling():
-        _Check.apply(check, x.detach())
-
-
-def _sound(logits: Tensor) -> None:
-    x = logits.to(compute_dtype(logits.dtype))
-    check_totals(x, normalise(centre(x))[1])
-
-
-def check_rows(logits: Tensor) -> None:
-    r"""Raise DomainError where a row of logits (\*rows, C) has no distribution."""
-    check_content(logits, _sound)
 
 
 def probabilities(logits: Tensor) -> Tensor:

@@ -30,7 +30,7 @@ from .eager import (
     StraightThrough,
 )
 from .gumbel import relax
-from .layout import Layout, interleaved, joined, parts
+from .layout import Collected, Layout, interleaved, joined, parts
 from .rao import average
 
 _softmax_backward = torch._softmax_backward_data  # pyright: ignore
@@ -69,13 +69,13 @@ def _sample(law: float, rows: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
         x = rows.to(compute_dtype(rows.dtype))
         return binary.draw(x, u, law), x[:, 0].maximum(x[:, 1]).mul_(0.0)
     layout = Layout(rows.shape[-1])
-    drawn: list[Tensor] = []
-    total: list[Tensor] = []
+    drawn, total = Collected(len(rows)), Collected(len(rows))
     for some, v in parts(rows, u):
         p = _softmax(layout.arrange(some), law, layout.dim)
-        drawn.append(draw(p, v, layout.dim))
-        total.append(p.select(layout.dim, 0))
-    return joined(drawn, len(rows)), joined(total, len(rows))
+        drawn.add(draw(p, v, layout.dim))
+        total.add(p.select(layout.dim, 0))
+    # No view of a softmax, which it would keep alive.
+    return drawn.whole().contiguous(), total.whole().contiguous()
 
 
 def ends(logits: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from .._errors import BackendError, DomainError, ShapeError, UnsupportedError
-from .dispatch import check_content
+from .checks import check_content
 
 
 def count_inner(inner: object, rows: Tensor, extra: int = 0) -> int:

@@ -9,10 +9,12 @@ from torch.autograd import Function
 
 from .._errors import UnsupportedError
 from .._types import compute_dtype
-from .dispatch import along, check_totals, check_uniforms, transformed
+from .checks import check_totals, check_uniforms
+from .derivative import along
 from .eager import AbstractKernel, Kept
 from .engines import Engine
 from .layout import joined
+from .transforms import transformed
 from .validation import validates
 
 _PART = 2**20  # elements of the gradient at the sample that are held at once
