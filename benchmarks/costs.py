@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 import gradthrough as gt
-from gradthrough.bench import probe
+from gradthrough.audit import cost
 from gradthrough.bench.environment import environment
 
 ROWS, VARIABLES, HIDDEN = 100, 10, 256
@@ -80,11 +80,11 @@ def measure(rounds: int) -> list[tuple[str, ...]]:
         step()
         passes = _Passes.count
         # In pairs with the peer: a large neighbour would leave cold caches to the next in line.
-        seconds = probe.step_times({PEER: steps[PEER], key: step}, rounds=rounds)
+        seconds = cost.step_times({PEER: steps[PEER], key: step}, rounds=rounds)
         ratios = [a / b for a, b in zip(seconds[key], seconds[PEER], strict=True)]
         low, middle, high = statistics.quantiles(ratios, n=4)
         numbers = (1000 * statistics.median(seconds[key]), middle, low, high)
-        memory = probe.peak_bytes(step) / 2**20
+        memory = cost.peak_bytes(step) / 2**20
         counts = (samples, estimator.evaluations(q, samples), passes)
         rows.append((key, *map(str, counts), *(f"{v:.3f}" for v in (*numbers, memory)), facts))
     return rows

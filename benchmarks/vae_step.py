@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 
 import gradthrough as gt
-from gradthrough.bench import probe
+from gradthrough.audit import cost
 from gradthrough.bench.environment import environment
 from gradthrough.bench.tasks.vae import CategoricalVAE
 from gradthrough.rollout import Bound
@@ -99,7 +99,7 @@ def main() -> None:
     steps: dict[str, Callable[[], object]] = {PEER: plain(images)}
     steps |= {name: ours(images, one) for name, one in CANDIDATES.items()}
     steps["input pipeline"] = batches(images)
-    seconds = probe.step_times(steps, rounds=options.rounds)
+    seconds = cost.step_times(steps, rounds=options.rounds)
     facts = json.dumps(environment(torch.device("cpu")), sort_keys=True)
     head = ("candidate", "median_ms", "ratio_to_plain_torch", "quartile_low", "quartile_high")
     rows = []

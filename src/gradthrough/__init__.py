@@ -10,6 +10,11 @@ from ._errors import GradthroughError as GradthroughError
 from ._errors import ShapeError as ShapeError
 from ._errors import UnsupportedError as UnsupportedError
 from ._random import preserve as preserve
+from .audit.audit import audit as audit
+from .audit.audit import audit_model as audit_model
+from .audit.recommend import Recommendation as Recommendation
+from .audit.report import AuditReport as AuditReport
+from .audit.rows import AuditRow as AuditRow
 from .bounds import vargrad as vargrad
 from .bounds import vimco as vimco
 from .distributions import Bernoulli as Bernoulli

@@ -10,6 +10,7 @@ from torch import Tensor
 from ._errors import ConfigError, ShapeError, UnsupportedError
 from ._slope import in_transform
 from ._types import Objective
+from .distributions.base import Distribution
 from .distributions.convert import as_distribution
 from .estimators.base import AbstractEstimator, Draw, Estimate
 from .estimators.pathwise import AbstractPathwise
@@ -59,6 +60,7 @@ class Rollout:
         self._generator = generator
         self._draws: list[Draw] = []
         self._versions: list[int] = []
+        self.on_draw: Callable[[Distribution], None] = lambda dist: None
         self.on_values: Callable[[Tensor], None] = lambda values: None
         self.on_estimate: Callable[[Estimate], None] = lambda estimate: None
 
@@ -90,6 +92,7 @@ class Rollout:
                 f"{self._estimator!r} asks for points besides its {self._samples} samples, which "
                 "a rollout has no rows for. Nest expect inside f instead, one for each latent."
             )
+        self.on_draw(q)
         self._draws.append(draw)
         if in_transform() and not draw.points.requires_grad:
             self._versions.append(0)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .._errors import ConfigError
+from ..audit import cost
 from . import probe, report
 from .config import RunConfig
 from .journal import Result
@@ -106,8 +107,8 @@ def _measure(task: VAE, results: list[Result], draws: int, seed: int) -> list[De
         label: probe.training_step(task, copy.deepcopy(reference), batch, one)
         for label, one in built.items()
     }
-    cost = probe.median_milliseconds(probe.step_times(steps))
+    milliseconds = cost.median_milliseconds(cost.step_times(steps))
     return [
-        DemoRow(label, result, start[label], end[label], cost[label])
+        DemoRow(label, result, start[label], end[label], milliseconds[label])
         for label, result in zip(built, results, strict=True)
     ]

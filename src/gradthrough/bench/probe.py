@@ -1,17 +1,11 @@
-"""Probes: how an estimator's gradient compares with the exact one, and what a step costs."""
+"""Probes of a task: an estimator's mean gradient against the exact one, and a training step."""
 
 from __future__ import annotations
 
-import statistics
-import time
-import weakref
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from ..distributions.convert import as_distribution
 from ..estimators import AbstractEstimator, Enumerate
@@ -97,33 +91,6 @@ def cosines(
     return out
 
 
-def step_times(
-    steps: Mapping[str, Callable[[], object]], *, rounds: int = 60
-) -> dict[str, list[float]]:
-    """Return the seconds of each step, taken in turn so that a slow moment hits all alike."""
-    for step in steps.values():
-        step()
-    seconds: dict[str, list[float]] = {label: [] for label in steps}
-    for _ in range(rounds):
-        for label, step in steps.items():
-            began = _now()
-            step()
-            seconds[label].append(_now() - began)
-    return seconds
-
-
-def _now() -> float:
-    """Return the time at which everything asked of the device is done."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter()
-
-
-def median_milliseconds(seconds: Mapping[str, list[float]]) -> dict[str, float]:
-    """Return the median of each, in milliseconds."""
-    return {label: 1000 * statistics.median(values) for label, values in seconds.items()}
-
-
 def training_step(
     task: AbstractTask, model: nn.Module, batch: Tensor, estimator: AbstractEstimator
 ) -> Callable[[], None]:
@@ -137,49 +104,3 @@ def training_step(
         optimizer.zero_grad()
 
     return step
-
-
-class _Allocations(TorchDispatchMode):
-    """Counts the bytes of the storages that operators return, for as long as they live."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = self.peak = 0
-        self._known: set[int] = set()
-
-    def __torch_dispatch__(
-        self,
-        func: Any,  # noqa: ANN401 - torch's own signature
-        types: Any,  # noqa: ANN401
-        args: Any = (),  # noqa: ANN401
-        kwargs: Any = None,  # noqa: ANN401
-    ) -> Any:  # noqa: ANN401
-        out = func(*args, **(kwargs or {}))
-        for x in tree_leaves(out):
-            if isinstance(x, Tensor):
-                self._see(x.untyped_storage())
-        return out
-
-    def _see(self, storage: torch.UntypedStorage) -> None:
-        key, size = storage._cdata, storage.nbytes()  # pyright: ignore[reportPrivateUsage]
-        if key in self._known or not size:
-            return
-        self._known.add(key)
-        self.now += size
-        self.peak = max(self.peak, self.now)
-        weakref.finalize(storage, self._forget, key, size)
-
-    def _forget(self, key: int, size: int) -> None:
-        self._known.discard(key)
-        self.now -= size
-
-
-def peak_bytes(step: Callable[[], object]) -> int:
-    """Return the most bytes of tensors that a step holds at a time, beyond what was there before.
-
-    Counted at torch's operators, so it is the same on every machine; what a kernel allocates
-    inside is not seen.
-    """
-    with _Allocations() as seen:
-        step()
-    return seen.peak

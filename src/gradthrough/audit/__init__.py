@@ -1,0 +1,1 @@
+"""Audits: which estimator is right for a function, a model, and a training run."""

@@ -1,0 +1,268 @@
+"""audit_model: the gradient of a whole program in chosen parameters, whatever it uses."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TypedDict, cast
+
+import torch
+from torch import Tensor, nn
+
+from .._errors import ConfigError, ShapeError, UnsupportedError
+from .._types import Objective
+from ..distributions.base import Distribution
+from ..distributions.convert import as_distribution
+from ..estimators import RLOO, AbstractEstimator, Reinforce
+from ..expect import admit
+from ..rollout import Bound, Rollout
+from .problem import AbstractProblem, Unbiased, fitting
+from .support import LIMIT, Exact
+
+_RUNS = 4  # of a program, in one draw of its reference
+
+Parameters = nn.Module | Tensor | Iterable[Tensor] | Mapping[str, Tensor]
+
+
+def tensors(params: Parameters) -> list[Tensor]:
+    """Return the parameters, each once, those that require no gradient left out."""
+    if isinstance(params, nn.Module):
+        found: list[Tensor] = list(params.parameters())
+    elif isinstance(params, Tensor):
+        found = [params]
+    else:
+        found = list(params.values() if isinstance(params, Mapping) else params)
+    for x in cast("list[object]", found):
+        if not isinstance(x, Tensor):
+            raise UnsupportedError(
+                f"params must be tensors, but a {type(x).__name__} is among them. Pass a module, "
+                "module.parameters(), or dict(module.named_parameters())."
+            )
+    kept = [x for x in dict.fromkeys(found) if x.requires_grad]
+    if not kept:
+        raise ConfigError(
+            f"params hold {len(found)} tensors, none of which requires a gradient. Pass the "
+            "parameters in front of the random choice, such as encoder.parameters()."
+        )
+    return kept
+
+
+def device_of(params: Parameters) -> torch.device:
+    """Return where the parameters are."""
+    return tensors(params)[0].device
+
+
+class _Listener(Bound):
+    """Runs the program once, with plain samples, and notes where it makes its choices."""
+
+    def __init__(self, generator: torch.Generator) -> None:
+        super().__init__(Reinforce(), 1, generator)
+        self.laws: list[Distribution] = []
+        self.sampled = self.rolled = False
+        self.points = 0  # of a sum over all supports; nested ones multiply
+        self._outer = 1
+
+    def __call__(self, f: Objective, dist: object) -> Tensor:
+        q = as_distribution(dist)
+        self.laws.append(q)
+        before = self._outer
+        self._outer = before * q.support_size
+        self.points += self._outer * math.prod(q.batch_shape)
+        value = super().__call__(f, q)
+        self._outer = before
+        return value
+
+    def sample(self, logits: Tensor) -> Tensor:
+        q = as_distribution(logits)
+        self.laws.append(q)
+        self.sampled = True
+        return q.with_logits(q.logits.detach()).sample(generator=self.generator)
+
+    def rollout(self) -> Rollout:
+        self.rolled = True
+        rollout = super().rollout()
+        rollout.on_draw = lambda q: self.laws.append(q.row)
+        return rollout
+
+
+class _Scored(Bound):
+    """Plain samples, with the log-probability of all of them: for REINFORCE of whole programs."""
+
+    def __init__(self, generator: torch.Generator) -> None:
+        super().__init__(RLOO(), 2, generator)
+        self.log_probs: list[Tensor] = []
+
+    def sample(self, logits: Tensor) -> Tensor:
+        q = as_distribution(logits)
+        z = q.with_logits(q.logits.detach()).sample(generator=self.generator)
+        self.log_probs.append(q.log_prob(z))
+        return z
+
+
+class ModelProblem(AbstractProblem):
+    """The gradient of a program's mean loss in some of its parameters.
+
+    Args:
+        loss_fn: called with a `Bound` estimator; returns losses (B,) or one loss.
+        params: where the gradient is measured.
+        generator: of the run that looks where the choices are made.
+    """
+
+    def __init__(
+        self, loss_fn: Callable[[Bound], Tensor], params: Parameters, generator: torch.Generator
+    ) -> None:
+        self.loss_fn, self.params = loss_fn, tensors(params)
+        self.heard = listener = _Listener(generator)
+        self.rows = self._losses(listener).numel()
+        if not listener.laws:
+            raise ConfigError(
+                "loss_fn never used the `expect` it was given, so there is no random choice to "
+                "audit. Write expect(f, dist), expect.sample(logits) or expect.rollout() in it."
+            )
+        self.dimensions = sum(x.numel() for x in self.params)
+        self.dtype, self.device = self.params[0].dtype, self.params[0].device
+        places = "one random choice" if len(self.laws) == 1 else f"{len(self.laws)} random choices"
+        losses = "one loss" if self.rows == 1 else f"{self.rows:,} losses"
+        self.words = (
+            f"a program with {places} and {losses}; gradient in {self.dimensions:,} parameters"
+        )
+
+    @property
+    def laws(self) -> list[Distribution]:
+        """The laws of its random choices, as one run met them."""
+        return self.heard.laws
+
+    @property
+    def vectorised(self) -> bool:
+        """A program is run once for each estimate."""
+        return False
+
+    def samples(self, estimator: AbstractEstimator, evaluations: int) -> tuple[int, int]:
+        """Return how many samples fit into so many evaluations a row, and how many they take."""
+        if self.heard.sampled:  # one sample for each run, so the program runs so often
+            for q in self.laws:
+                admit(q, estimator, max(1, estimator.traits.min_samples))
+            return evaluations, evaluations
+        found = [fitting(estimator, q, evaluations) for q in self.laws]
+        n = min(samples for samples, _ in found)
+        return n, max(estimator.evaluations(q, n) for q in self.laws)
+
+    def gradients(
+        self, estimator: AbstractEstimator, samples: int, n: int, generator: torch.Generator
+    ) -> Tensor:
+        """Return n independent estimates of the gradient, (n, D)."""
+        return torch.stack(
+            [self._slope(self._value(estimator, samples, generator)) for _ in range(n)]
+        )
+
+    def forward(
+        self, estimator: AbstractEstimator, samples: int, generator: torch.Generator
+    ) -> Callable[[], object]:
+        """Compute one value, and return what computes its gradient."""
+        value = self._value(estimator, samples, generator)
+        return lambda: self._slope(value)
+
+    def exact(self) -> tuple[Tensor, int] | None:
+        """Return the exact gradient, float64 (D,), and the points of a row; None if too many."""
+        if self.heard.sampled or self.heard.rolled or self.heard.points > LIMIT:
+            return None
+        exact = Exact(torch.Generator(self.device))
+        return self._slope(self._losses(exact).double().mean()).double(), exact.points
+
+    def unbiased(self) -> list[Unbiased]:
+        """Return what may stand in for the exact gradient, the best first, the cheapest last."""
+        found = super().unbiased()
+        if self.heard.sampled:
+            words = f"REINFORCE of the whole program, leave-one-out over {_RUNS} runs"
+            return [Unbiased("score function", self._scored, _RUNS, words)]
+        return found[-1:] if self.heard.rolled else found
+
+    def _scored(self, n: int, generator: torch.Generator) -> Tensor:
+        return torch.stack([self._score_slope(generator) for _ in range(n)])
+
+    def _score_slope(self, generator: torch.Generator) -> Tensor:
+        """Return ``mean_k [grad L_k + (L_k - mean of the others) grad log q(z_k)]``."""
+        losses, scores = list[Tensor](), list[Tensor]()
+        for _ in range(_RUNS):
+            run = _Scored(generator)
+            found = self._losses(run).flatten()
+            b = len(found)
+            # Row by row where rows can be told apart; else the program counts as one.
+            if b > 1 and all(x.ndim and len(x) == b for x in run.log_probs):
+                score = torch.stack([x.reshape(b, -1).sum(-1) for x in run.log_probs]).sum(0)
+            else:
+                found = found.mean(0, keepdim=True)
+                score = torch.stack([x.sum() for x in run.log_probs]).sum().reshape(1)
+            losses.append(found)
+            scores.append(score)
+        values = torch.stack(losses)
+        signal = (values - values.mean(0)).detach() * (_RUNS / (_RUNS - 1))
+        return self._slope((values + signal * torch.stack(scores)).mean())
+
+    def _value(
+        self, estimator: AbstractEstimator, samples: int, generator: torch.Generator
+    ) -> Tensor:
+        if not self.heard.sampled:
+            return self._losses(Bound(estimator, samples, generator)).mean()
+        least = estimator.traits.min_samples
+        runs = [self._losses(Bound(estimator, least, generator)).mean() for _ in range(samples)]
+        return torch.stack(runs).mean()
+
+    def _losses(self, bound: Bound) -> Tensor:
+        with torch.enable_grad():
+            losses = self.loss_fn(bound)
+        if not isinstance(losses, Tensor) or not losses.is_floating_point() or losses.ndim > 1:  # pyright: ignore[reportUnnecessaryIsInstance]
+            came = tuple(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise ShapeError(f"loss_fn must return losses (B,) or their mean, but returned {came}.")
+        return losses
+
+    def _slope(self, value: Tensor) -> Tensor:
+        found: tuple[Tensor | None, ...] = (None,)
+        if value.requires_grad:
+            found = torch.autograd.grad(value, self.params, allow_unused=True)
+        if all(x is None for x in found):
+            raise UnsupportedError(
+                "the loss does not depend differentiably on any of the parameters with this "
+                "estimator. Pass those in front of the random choice, and for a pathwise "
+                "estimator a loss that is differentiable in the sample."
+            )
+        pairs = zip(found, self.params, strict=True)
+        return torch.cat([(torch.zeros_like(p) if x is None else x).flatten() for x, p in pairs])
+
+
+class Variances(TypedDict):
+    """The two parts of the variance of a gradient."""
+
+    minibatch_variance: float
+    sampling_variance: float
+
+
+def over_batches(
+    problems: Sequence[AbstractProblem],
+    estimator: AbstractEstimator,
+    samples: int,
+    replicates: int,
+    generator: torch.Generator,
+) -> Variances:
+    r"""Return ``tr Var E[g | batch]`` and ``E tr Var[g | batch]``, neither with a bias.
+
+    Args:
+        problems: one for each batch, at least 2.
+        estimator: of the gradient g.
+        samples: of each estimate.
+        replicates: estimates in all; each batch gets the same share, at least 2.
+        generator: of the draws.
+    """
+    n = max(2, replicates // len(problems))
+    within, means = 0.0, list[Tensor]()
+    for problem in problems:
+        first = problem.gradients(estimator, samples, 1, generator)[0].double()
+        total, squares = torch.zeros_like(first), 0.0
+        for _ in range(n):
+            away = problem.gradients(estimator, samples, 1, generator)[0].double() - first
+            total += away
+            squares += float(away.square().sum())
+        within += (squares - float(total.square().sum()) / n) / (n - 1) / len(problems)
+        means.append(first + total / n)
+    between = float(torch.stack(means).var(0).sum()) - within / n
+    return Variances(minibatch_variance=max(between, 0.0), sampling_variance=within)

@@ -1,0 +1,171 @@
+"""Which estimator to take: the smallest error once a training run has averaged over its steps."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from .._errors import ConfigError, DomainError
+from .rows import AuditRow, Reference
+
+AVERAGING = 100.0
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """Which estimator an audit speaks for. `print` it for the reason.
+
+    An optimiser does not follow one gradient, it follows about the mean of its last ones: noise
+    averages out over k of them, a bias does not. So estimators are ranked by ``bias^2 +
+    variance / k``.
+
+    Args:
+        choice: the label of the estimator with the smallest error.
+        runner_up: that of the second, None if there is no other.
+        text: the reason in words.
+        averaging: k.
+        error: ``bias^2 + variance / k`` of the choice, relative to the squared norm of the
+            reference.
+        ties: labels whose error the audit cannot tell from that of the choice.
+        fewer: (k, label): below so many estimates another one has the smaller error.
+        more: (k, label): above so many, likewise.
+    """
+
+    choice: str
+    runner_up: str | None
+    text: str
+    averaging: float
+    error: float
+    ties: tuple[str, ...]
+    fewer: tuple[float, str] | None
+    more: tuple[float, str] | None
+
+    def __str__(self) -> str:
+        """Return the text."""
+        return self.text
+
+
+def choose(
+    rows: Sequence[AuditRow], reference: Reference, *, averaging: float | None = None
+) -> Recommendation:
+    """Rank the rows of an audit.
+
+    Args:
+        rows: measured or skipped.
+        reference: what they were held against.
+        averaging: k > 0, over how many estimates of this size training averages; 1 ranks by the
+            error of a single one.
+
+    Raises:
+        ConfigError: nothing was measured.
+        DomainError: averaging is not a positive number.
+    """
+    k = AVERAGING if averaging is None else averaging
+    if not (isinstance(k, int | float) and 0 < k < math.inf):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise DomainError(f"averaging must be a number > 0, but is {k!r}.")
+    measured = [row for row in rows if row.skipped is None]
+    if not measured:
+        raise ConfigError("no estimator was measured: see the `skipped` sentence of each row.")
+    ranked = sorted(measured, key=lambda row: error(row, k))
+    best, others = ranked[0], ranked[1:]
+    ties = tuple(row.estimator for row in others if _interval(row, k)[0] <= _interval(best, k)[1])
+    fewer, more = _change(best, others, k, up=False), _change(best, others, k, up=True)
+    unit = reference.norm**2 or 1.0
+    found = Recommendation(
+        choice=best.estimator,
+        runner_up=others[0].estimator if others else None,
+        text="",
+        averaging=k,
+        error=error(best, k) / unit,
+        ties=ties,
+        fewer=fewer,
+        more=more,
+    )
+    return _with_text(found, best, others, unit)
+
+
+def error(row: AuditRow, k: float) -> float:
+    """Return bias^2 + variance / k; what promises no bias, and shows none, has none."""
+    return _bias(row) ** 2 + row.variance / k
+
+
+def _bias(row: AuditRow) -> float:
+    return 0.0 if row.unbiased and not row.biased else row.bias
+
+
+def _interval(row: AuditRow, k: float) -> tuple[float, float]:
+    sure = row.unbiased and not row.biased
+    low, high = (0.0, 0.0) if sure else (row.bias_low, row.bias_high)
+    return low**2 + row.variance_low / k, high**2 + row.variance_high / k
+
+
+def _change(
+    best: AuditRow, others: Sequence[AuditRow], k: float, *, up: bool
+) -> tuple[float, str] | None:
+    """Return the nearest k, above or below, at which another error gets smaller, and whose."""
+    found: list[tuple[float, str]] = []
+    for row in others:
+        bias, variance = _bias(row) ** 2 - _bias(best) ** 2, best.variance - row.variance
+        # bias^2 + variance / k is a line in 1 / k: two of them cross once at most.
+        if bias * variance > 0 and (variance / bias > k) == up:
+            found.append((variance / bias, row.estimator))
+    return (min if up else max)(found, default=None)
+
+
+def _with_text(
+    found: Recommendation, best: AuditRow, others: Sequence[AuditRow], unit: float
+) -> Recommendation:
+    k = found.averaging
+    lines = [
+        f"Take {best.estimator}. Averaged over {_count(k)} estimates of this size, its gradient "
+        f"is off by {_percent(found.error)} of the gradient's norm: {_parts(best, k, unit)}."
+    ]
+    if others:
+        second = others[0]
+        lines.append(
+            f"Next comes {second.estimator}, off by {_percent(error(second, k) / unit)}: "
+            f"{_parts(second, k, unit)}. {_price(best, second)}"
+        )
+    if found.ties:
+        lines.append(
+            f"This audit cannot tell it from {', '.join(found.ties)}: their intervals overlap."
+        )
+    if found.fewer:
+        lines.append(
+            f"Averaged over fewer than {_count(found.fewer[0])} (smaller batches, larger steps), "
+            f"{found.fewer[1]} has the smaller error."
+        )
+    if found.more:
+        lines.append(
+            f"Over more than {_count(found.more[0])} (larger batches, more draws, smaller steps), "
+            f"{found.more[1]} has."
+        )
+    if not found.fewer and not found.more and others:
+        lines.append("That does not change with the batch size or the number of draws.")
+    return dataclasses.replace(found, text=" ".join(line.strip() for line in lines))
+
+
+def _parts(row: AuditRow, k: float, unit: float) -> str:
+    if row.unbiased and not row.biased:
+        bias = "no bias"
+    else:
+        bias = f"bias {_percent(_bias(row) ** 2 / unit)}"
+    return f"{bias}, noise {_percent(row.variance / k / unit)}"
+
+
+def _price(best: AuditRow, second: AuditRow) -> str:
+    ours = best.seconds_forward + best.seconds_backward
+    theirs = second.seconds_forward + second.seconds_backward
+    if not (ours > 0 and theirs > 0):
+        return ""
+    return f"An estimate takes {1000 * ours:.3g} ms, against {1000 * theirs:.3g} ms."
+
+
+def _percent(square: float) -> str:
+    return f"{100 * math.sqrt(square):.2g} %"
+
+
+def _count(k: float) -> str:
+    return f"{k:,.0f}" if k >= 10 else f"{k:.2g}"

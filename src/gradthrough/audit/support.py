@@ -1,0 +1,104 @@
+"""The exact gradient, by a sum over the support that goes part by part."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import cast
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from .._types import Objective
+from ..distributions.base import Distribution
+from ..distributions.convert import as_distribution
+from ..estimators import Enumerate
+from ..expect import check_values
+from ..kernels.softmax import one_hot
+from ..rollout import Bound
+
+LIMIT = 10**7  # points of one row times rows
+_PART = 2**16  # of those at once
+
+
+def enumerable(dist: Distribution) -> bool:
+    """Return whether the support is small enough for a sum over all rows."""
+    return dist.support_size * math.prod(dist.batch_shape) <= LIMIT
+
+
+def exact_gradient(f: Objective, dist: Distribution) -> Tensor:
+    r"""Return the gradient of the batch mean of ``E f(z)`` in the logits, float64 (D,).
+
+    ``sum_z p(z) (f(z) - E f) grad log p(z)``: without E f it is the same gradient, but values
+    that are large beside their differences would cancel in it.
+
+    Args:
+        f: takes points (N, \*batch, \*event[, C]), returns values (N, \*batch).
+        dist: `enumerable`.
+    """
+    shape = dist.score(dist.mode().unsqueeze(0)).shape[1:]
+    weighted = torch.zeros(shape, dtype=torch.float64, device=dist.logits.device)
+    plain, mean = torch.zeros_like(weighted), weighted.new_zeros(dist.batch_shape)
+    event = (1,) * (weighted.ndim - mean.ndim)
+    with torch.no_grad():
+        for points in slices(dist):
+            p, values = _weighed(f, dist, points)
+            score = dist.score(points).double()
+            plain += (p.reshape(*p.shape, *event) * score).sum(0)
+            weight = p * values
+            weighted += (weight.reshape(*p.shape, *event) * score).sum(0)
+            mean += weight.sum(0)
+    return (
+        (weighted - mean.reshape(*mean.shape, *event) * plain) / math.prod(mean.shape)
+    ).flatten()
+
+
+class Exact(Bound):
+    """Stands where an estimator would in a program, and returns exact expectations.
+
+    The backward evaluates the parts of the support once more, so that neither pass holds more
+    than one of them.
+    """
+
+    def __init__(self, generator: torch.Generator) -> None:
+        super().__init__(Enumerate(), 1, generator)
+        self.points = 0
+
+    def __call__(self, f: Objective, dist: object) -> Tensor:
+        """Return E f, (*batch,), with its graph."""
+        q = as_distribution(dist)
+        self.points += q.support_size
+
+        def part(points: Tensor) -> Tensor:
+            p, values = _weighed(f, q, points)
+            return (p * values).sum(0)
+
+        total = torch.zeros((), dtype=torch.float64, device=q.logits.device)
+        for points in slices(q):
+            total = total + cast(Tensor, checkpoint(part, points, use_reentrant=False))
+        return total.to(q.logits.dtype)
+
+
+def _weighed(f: Objective, dist: Distribution, points: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the probabilities of points and the values there, float64 (n, *batch)."""
+    log_probs = dist.expand(len(points)).precise_log_prob(points)
+    # f may be undefined at a point that is never drawn.
+    possible = log_probs > -torch.inf
+    held = possible.reshape(possible.shape + (1,) * (points.ndim - possible.ndim))
+    values = f(torch.where(held, points, dist.mode()))
+    check_values(values, tuple(log_probs.shape), "audit", points.device)
+    return log_probs.double().exp(), values.double()
+
+
+def slices(dist: Distribution) -> Iterator[Tensor]:
+    """Yield the points (n, *batch, *event[, C]) of the support, part by part."""
+    size = max(1, _PART // max(math.prod(dist.batch_shape), 1))
+    c, event, lead = dist.classes, dist.event_shape, (1,) * len(dist.batch_shape)
+    places = [c**i for i in range(math.prod(event))]
+    device = dist.logits.device
+    for start in range(0, dist.support_size, size):
+        number = torch.arange(start, min(start + size, dist.support_size), device=device)
+        digits = (number.unsqueeze(-1) // torch.tensor(places, device=device)) % c
+        z = one_hot(digits, c, dist.logits.dtype).reshape(len(number), *lead, *event, c)
+        yield dist.from_classes(z.expand(len(number), *dist.batch_shape, *event, c))
