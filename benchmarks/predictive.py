@@ -32,7 +32,6 @@ from gradthrough.bench.task import AbstractTask
 from gradthrough.bench.tasks.bernoulli_vae import BernoulliVAE
 from gradthrough.bench.tasks.polynomial import Polynomial
 from gradthrough.bench.tasks.vae import VAE
-from gradthrough.bench.together import run_together
 from gradthrough.bench.train import run
 
 ESTIMATORS: dict[str, dict[str, Any]] = {
@@ -78,13 +77,13 @@ def train(name: str) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     task = TASKS[name][0]
     for key in ESTIMATORS:
-        config = config_of(name, key)
-        results = run_together(config, SEEDS, out=FOLDER.parent, experiment=FOLDER.name, task=task)
-        for result in results:
+        for seed in SEEDS:
+            config = config_of(name, key, seed=seed)
+            result = run(config, out=FOLDER.parent, experiment=FOLDER.name, task=task)
             loss = result.last("train", task.metrics[0].name)
             found.append(
-                {"task": name, "estimator": key, "seed": result.config.seed, "loss": loss}
-                | {"status": result.status, "key": result.config.key}
+                {"task": name, "estimator": key, "seed": seed, "loss": loss}
+                | {"status": result.status, "key": config.key}
             )
     return found
 

@@ -1,4 +1,4 @@
-"""The command line: gradthrough list | bench run | bench report | demo."""
+"""The command line: gradthrough list | audit | bench run | bench report | demo."""
 
 from __future__ import annotations
 
@@ -38,12 +38,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _commands(words: list[str]) -> tuple[int, dict[str, Callable[..., None]]]:
     if words[:2] == ["bench", "run"]:
-        from .bench.tasks import TASKS
+        return 2, {name: _run_command(name, kind) for name, kind in _tasks().items()}
+    if words[:1] == ["audit"]:
+        from .cli_audit import audit_named
 
-        return 2, {name: _run_command(name, kind) for name, kind in TASKS.items()}
+        own = {word: audit_named(word) for word in words[1:2] if ":" in word}
+        return 1, {name: _audit_command(kind) for name, kind in _tasks().items()} | own
     if words[:1] == ["bench"]:
         return 1, {"run": _bench_run, "report": bench_report}
-    return 0, {"list": list_estimators, "bench": _bench, "demo": run_demo}
+    return 0, {"list": list_estimators, "audit": _audit, "bench": _bench, "demo": run_demo}
+
+
+def _tasks() -> dict[str, type[AbstractTask]]:
+    from .bench.tasks import TASKS
+
+    return TASKS
 
 
 def _app(commands: dict[str, Callable[..., None]]) -> Any:  # noqa: ANN401 - tyro's own type
@@ -59,6 +68,10 @@ def _config() -> tuple[Any, ...]:
     import tyro
 
     return (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)
+
+
+def _audit() -> None:
+    """Say which estimator to take: `gradthrough audit TASK` or `... audit MODULE:FUNCTION`."""
 
 
 def _bench() -> None:
@@ -196,6 +209,17 @@ def _run_command(name: str, kind: type[AbstractTask]) -> Callable[..., None]:
 
     command.__doc__ = (kind.__doc__ or name).splitlines()[0]
     command.__annotations__ = {"task": kind, "training": Training, "options": options_type}
+    return command
+
+
+def _audit_command(kind: type[AbstractTask]) -> Callable[..., None]:
+    from .cli_audit import Auditing, Where, audit_task
+
+    def command(task: AbstractTask, auditing: Auditing, where: Where) -> None:
+        audit_task(task, auditing, where)
+
+    command.__doc__ = f"Audit estimators on the task: {(kind.__doc__ or '').splitlines()[0]}"
+    command.__annotations__ = {"task": kind, "auditing": Auditing, "where": Where}
     return command
 
 

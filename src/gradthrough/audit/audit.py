@@ -23,6 +23,7 @@ from .moments import Target
 from .problem import AbstractProblem, FunctionProblem
 from .report import AuditReport
 from .rows import AuditRow
+from .tune import Search
 
 _Named = Mapping[str, AbstractEstimator]
 Choice = Iterable[AbstractEstimator | str] | _Named | None
@@ -257,13 +258,16 @@ def run(
         chunk=settings.chunk,
         generator=generator,
     )
-    rows = [
-        _row(problem, name, one, target, settings, generator) for name, one in estimators.items()
-    ]
-    verdicts = iter(holm([row.p_value for row in rows if row.skipped is None]))
-    rows = [r if r.skipped else dataclasses.replace(r, biased=next(verdicts)) for r in rows]
+
+    def rows_of(chosen: Mapping[str, AbstractEstimator], replicates: int) -> list[AuditRow]:
+        less = dataclasses.replace(settings, replicates=replicates)
+        rows = [_row(problem, name, one, target, less, generator) for name, one in chosen.items()]
+        verdicts = iter(holm([row.p_value for row in rows if row.skipped is None]))
+        rows = [r if r.skipped else dataclasses.replace(r, biased=next(verdicts)) for r in rows]
+        return _timed(problem, rows, chosen, generator)
+
     return AuditReport(
-        rows=tuple(_timed(problem, rows, estimators, generator)),
+        rows=tuple(rows_of(estimators, settings.replicates)),
         batches=1,
         reference=reference,
         problem=problem.words,
@@ -275,6 +279,7 @@ def run(
         device=str(problem.device),
         torch=torch.__version__,
         seconds=time.perf_counter() - began,
+        search=Search(dict(estimators), rows_of),
     )
 
 

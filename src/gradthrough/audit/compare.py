@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .._types import compute_dtype
-from .intervals import Spread, of_mean, of_norm, student, trace_of_square, zero_mean
+from .intervals import Spread, along_mean, of_mean, of_norm, student, trace_of_square, zero_mean
 from .moments import Moments, Target
 
 
@@ -55,10 +55,11 @@ def compare(moments: Moments, target: Target, dtype: torch.dtype) -> Found:
     opposite = target.mean if target.groups is None else target.groups
     vectors = moments.groups - opposite
     direction: Tensor = away / max(math.sqrt(square), 1e-300)
-    spread = _spread(vectors, direction, trace)
+    excess = max(square - trace, 0.0)
+    products = vectors @ vectors.T
+    spread = _along(_spread(vectors, direction, trace), products, excess)
     floor = rounding(dtype, math.sqrt(target.square))
     low, high = of_norm(square, spread)
-    excess = max(square - trace, 0.0)
     real = excess > floor**2
     mse_low, mse_high = _error(moments, target, direction, excess)
     mse = variance + excess
@@ -76,7 +77,7 @@ def compare(moments: Moments, target: Target, dtype: torch.dtype) -> Found:
         mse=mse,
         mse_low=mse_low,
         mse_high=mse_high,
-        p_value=zero_mean(vectors @ vectors.T) if real else 1.0,
+        p_value=zero_mean(products) if real else 1.0,
         cosine=max(-1.0, min(1.0, along / math.sqrt(clean))) if clean > 0 else math.nan,
         cosine_single=float(moments.cosines.mean()),
         relative_bias=math.sqrt(excess / norm) if norm > 0 else math.nan,
@@ -96,6 +97,19 @@ def _spread(vectors: Tensor, direction: Tensor, trace: float) -> Spread:
     # From few groups: as wide as Student's law is wider than the normal one.
     along *= (student(m - 1) / student(math.inf)) ** 2
     return Spread(trace, max(square, trace**2 / d), along)
+
+
+def _along(spread: Spread, products: Tensor, excess: float) -> Spread:
+    """Return the spread with its variance along the bias, as far as the bias can be seen.
+
+    Along their own mean, as the spread has it, vectors vary as they do on average where that mean
+    is noise, and the bias may well lie where they vary most.
+    """
+    m, noise = len(products), math.sqrt(2 * spread.square)
+    if not 0 < spread.along < spread.trace:
+        return spread  # one dimension, or none
+    seen = (along_mean(products) / m + noise * spread.along) / (excess + noise)
+    return Spread(spread.trace, spread.square, max(seen, spread.along))
 
 
 def _error(

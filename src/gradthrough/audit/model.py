@@ -58,6 +58,7 @@ class _Listener(Bound):
     def __init__(self, generator: torch.Generator) -> None:
         super().__init__(Reinforce(), 1, generator)
         self.laws: list[Distribution] = []
+        self.functions: list[Objective] = []  # what is summed over, for the choices that say so
         self.sampled = self.rolled = False
         self.points = 0  # of a sum over all supports; nested ones multiply
         self._outer = 1
@@ -65,6 +66,7 @@ class _Listener(Bound):
     def __call__(self, f: Objective, dist: object) -> Tensor:
         q = as_distribution(dist)
         self.laws.append(q)
+        self.functions.append(f)
         before = self._outer
         self._outer = before * q.support_size
         self.points += self._outer * math.prod(q.batch_shape)
@@ -97,6 +99,17 @@ class _Scored(Bound):
         z = q.with_logits(q.logits.detach()).sample(generator=self.generator)
         self.log_probs.append(q.log_prob(z))
         return z
+
+
+def sites(
+    loss_fn: Callable[[Bound], Tensor], generator: torch.Generator
+) -> list[tuple[Objective, Distribution]]:
+    """Return the f and the law of each choice that a program makes through ``expect(f, dist)``."""
+    listener = _Listener(generator)
+    loss_fn(listener)
+    if listener.sampled or listener.rolled:
+        raise ConfigError("a program that samples has no f that its choices could be audited with.")
+    return list(zip(listener.functions, listener.laws, strict=True))
 
 
 class ModelProblem(AbstractProblem):

@@ -48,7 +48,7 @@ class Recommendation:
 
 
 def choose(
-    rows: Sequence[AuditRow], reference: Reference, *, averaging: float | None = None
+    rows: Sequence[AuditRow], reference: Reference, *, averaging: float = AVERAGING
 ) -> Recommendation:
     """Rank the rows of an audit.
 
@@ -62,7 +62,7 @@ def choose(
         ConfigError: nothing was measured.
         DomainError: averaging is not a positive number.
     """
-    k = AVERAGING if averaging is None else averaging
+    k = averaging
     if not (isinstance(k, int | float) and 0 < k < math.inf):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise DomainError(f"averaging must be a number > 0, but is {k!r}.")
     measured = [row for row in rows if row.skipped is None]
@@ -164,7 +164,8 @@ def _price(best: AuditRow, second: AuditRow) -> str:
 
 
 def _percent(square: float) -> str:
-    return f"{100 * math.sqrt(square):.2g} %"
+    x = 100 * math.sqrt(square)
+    return f"{x:,.0f} %" if x >= 10 else f"{x:.2g} %"
 
 
 def _count(k: float) -> str:

@@ -8,11 +8,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from .._errors import ConfigError
-from .recommend import Recommendation, choose
+from .recommend import AVERAGING, Recommendation, choose
 from .rows import AuditRow, Reference
+from .tune import Search
 
 if TYPE_CHECKING:
     import polars
@@ -51,6 +52,7 @@ class AuditReport:
         device: where.
         torch: its version.
         seconds: that the audit took.
+        search: what can measure more of the same problem, for ``recommend(tune="tau")``.
     """
 
     rows: tuple[AuditRow, ...]
@@ -65,6 +67,7 @@ class AuditReport:
     device: str
     torch: str
     seconds: float
+    search: Search | None = dataclasses.field(default=None, repr=False, compare=False)
 
     @property
     def measured(self) -> tuple[AuditRow, ...]:
@@ -137,7 +140,9 @@ class AuditReport:
                 return [plain(value) for value in x]  # pyright: ignore[reportUnknownVariableType]
             return None if isinstance(x, float) and not math.isfinite(x) else x
 
-        return plain(dataclasses.asdict(self))
+        found = dataclasses.asdict(dataclasses.replace(self, search=None))
+        del found["search"]
+        return plain(found)
 
     def to_json(self) -> str:
         """Return `to_dict` as JSON text."""
@@ -148,21 +153,45 @@ class AuditReport:
         try:
             import polars
         except ImportError as error:
-            raise ConfigError(_extra("to_polars", "polars")) from error
+            raise _extra("to_polars", "polars", error) from error
         return polars.DataFrame(
             [dataclasses.asdict(row) for row in self.rows], infer_schema_length=None
         )
 
-    def recommend(self, *, averaging: float | None = None) -> Recommendation:
-        """Say which estimator to take, and why: see `Recommendation`."""
-        return choose(self.rows, self.reference, averaging=averaging)
+    def recommend(
+        self, *, averaging: float = AVERAGING, tune: Literal["tau"] | None = None
+    ) -> Recommendation:
+        """Say which estimator to take, and why: see `Recommendation`.
+
+        Args:
+            averaging: k > 0, over how many estimates of this size training averages; 1 ranks by
+                the error of a single one.
+            tune: "tau": try each estimator that has a temperature at eight of them, with a
+                quarter of the replicates, and measure the best in full.
+
+        Raises:
+            ConfigError: nothing was measured, or nothing can be measured any more.
+            DomainError: averaging is not a positive number.
+        """
+        rows = self.rows
+        if tune is not None:
+            if tune != "tau":
+                raise ConfigError(f'tune is {tune!r}, but must be "tau" or None.')
+            if self.search is None:
+                raise ConfigError(
+                    "this report holds numbers only, and nothing to measure: call audit anew, and "
+                    'recommend(tune="tau") on what it returns.'
+                )
+            best = self.search.temperatures(self.replicates, averaging)
+            rows = (*(row for row in rows if row.estimator not in best), *best.values())
+        return choose(rows, self.reference, averaging=averaging)
 
     def plot(self) -> Figure:
         """Return a picture: bias against variance, and cost against MSE (extra ``bench``)."""
         try:
             from .picture import draw
         except ImportError as error:
-            raise ConfigError(_extra("plot", "matplotlib")) from error
+            raise _extra("plot", "matplotlib", error) from error
         return draw(self)
 
     def to_html(self, path: str | Path | None = None) -> str:
@@ -170,7 +199,7 @@ class AuditReport:
         try:
             from .page import page
         except ImportError as error:
-            raise ConfigError(_extra("to_html", "plotly")) from error
+            raise _extra("to_html", "plotly", error) from error
         text = page(self)
         if path is not None:
             target = Path(path)
@@ -180,8 +209,12 @@ class AuditReport:
         return text
 
 
-def _extra(method: str, library: str) -> str:
-    return f"{method} needs {library}, of the extra `bench`: pip install 'gradthrough[bench]'"
+def _extra(method: str, library: str, error: ImportError) -> ImportError | ConfigError:
+    if (error.name or "").partition(".")[0] != library:
+        return error  # not what is missing
+    return ConfigError(
+        f"{method} needs {library}, of the extra `bench`: pip install 'gradthrough[bench]'"
+    )
 
 
 def cells(row: AuditRow, norm: float) -> tuple[str, ...]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -67,8 +66,8 @@ def path_of(config: RunConfig, out: Path, experiment: str | None) -> Path:
 
 def steps_of(task: AbstractTask, config: RunConfig, seeds: Seeds) -> int:
     """Return how many steps all epochs have."""
-    examples = sum(len(b) for b in task.batches("train", seeds, epoch=0, size=10_000))
-    return config.epochs * math.ceil(examples / config.batch_size)
+    batches = task.batches("train", seeds, epoch=0, size=config.batch_size)
+    return config.epochs * sum(1 for _ in batches)
 
 
 def metrics(
