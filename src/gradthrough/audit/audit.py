@@ -18,7 +18,7 @@ from .compare import compare
 from .cost import halves, peak_bytes
 from .intervals import holm
 from .measure import chunk_size, moments_of, reference_of
-from .model import ModelProblem, Parameters, device_of, over_batches
+from .model import ModelProblem, Parameters, over_batches, tensors
 from .moments import Target
 from .problem import AbstractProblem, FunctionProblem
 from .report import AuditReport
@@ -170,12 +170,13 @@ def audit_model(
         Both variances: Paulus et al., ICLR 2021, arXiv:2010.04838.
     """
     settings = Settings(evaluations, replicates, reference, None, seed_of(generator))
-    chosen, seeds = named(estimators), torch.Generator(device_of(params))
-    seeds.manual_seed(settings.seed)
+    chosen, watched = named(estimators), tensors(params)
+    seeds = torch.Generator(watched[0].device).manual_seed(settings.seed)
     if batches is None:
-        return run(ModelProblem(loss_fn, params, seeds), chosen, settings)
+        return run(ModelProblem(loss_fn, watched, seeds), chosen, settings)
     problems = [
-        ModelProblem(lambda expect, x=batch: loss_fn(expect, x), params, seeds) for batch in batches
+        ModelProblem(lambda expect, x=batch: loss_fn(expect, x), watched, seeds)
+        for batch in batches
     ]
     if len(problems) < 2:
         raise ConfigError(
@@ -291,7 +292,7 @@ def _row(
     settings: Settings,
     generator: torch.Generator,
 ) -> AuditRow:
-    unbiased = one.traits.unbiased
+    promised = AuditRow(name, unbiased=one.traits.unbiased, exact_for=one.traits.exact_for)
     try:
         samples, used = problem.samples(one, settings.evaluations)
         held = peak_bytes(lambda: problem.forward(one, samples, generator)())
@@ -304,10 +305,10 @@ def _row(
             reference=target.mean,
         )
     except GradthroughError as error:
-        return AuditRow(name, unbiased=unbiased, skipped=str(error))
+        return dataclasses.replace(promised, skipped=str(error))
     found = compare(moments, target, problem.dtype)
-    return AuditRow(
-        name, evaluations=used, samples=samples, unbiased=unbiased, peak_bytes=held, **found
+    return dataclasses.replace(
+        promised, evaluations=used, samples=samples, peak_bytes=held, **found
     )
 
 

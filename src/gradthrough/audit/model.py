@@ -47,11 +47,6 @@ def tensors(params: Parameters) -> list[Tensor]:
     return kept
 
 
-def device_of(params: Parameters) -> torch.device:
-    """Return where the parameters are."""
-    return tensors(params)[0].device
-
-
 class _Listener(Bound):
     """Runs the program once, with plain samples, and notes where it makes its choices."""
 

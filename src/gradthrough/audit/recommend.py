@@ -11,6 +11,7 @@ from .._errors import ConfigError, DomainError
 from .rows import AuditRow, Reference
 
 AVERAGING = 100.0
+_EXACTNESS = ("none", "affine", "quadratic", "all")
 
 
 @dataclass(frozen=True)
@@ -19,11 +20,13 @@ class Recommendation:
 
     An optimiser does not follow one gradient, it follows about the mean of its last ones: noise
     averages out over k of them, a bias does not. So estimators are ranked by ``bias^2 +
-    variance / k``.
+    variance / k``. Where the intervals of several overlap with that of the first, the one is
+    taken that promises to be exact for more functions: a bias that does not show at these logits
+    may at those that training leads to.
 
     Args:
-        choice: the label of the estimator with the smallest error.
-        runner_up: that of the second, None if there is no other.
+        choice: the label of the estimator to take.
+        runner_up: that of the next by its error, None if there is no other.
         text: the reason in words.
         averaging: k.
         error: ``bias^2 + variance / k`` of the choice, relative to the squared norm of the
@@ -69,8 +72,11 @@ def choose(
     if not measured:
         raise ConfigError("no estimator was measured: see the `skipped` sentence of each row.")
     ranked = sorted(measured, key=lambda row: error(row, k))
-    best, others = ranked[0], ranked[1:]
-    ties = tuple(row.estimator for row in others if _interval(row, k)[0] <= _interval(best, k)[1])
+    high = _interval(ranked[0], k)[1]
+    equal = [row for row in ranked if row is ranked[0] or _interval(row, k)[0] <= high]
+    best = max(equal, key=lambda row: _EXACTNESS.index(row.exact_for))  # of several, the first
+    others = [row for row in ranked if row is not best]
+    ties = tuple(row.estimator for row in equal if row is not best)
     fewer, more = _change(best, others, k, up=False), _change(best, others, k, up=True)
     unit = reference.norm**2 or 1.0
     found = Recommendation(
@@ -130,7 +136,8 @@ def _with_text(
         )
     if found.ties:
         lines.append(
-            f"This audit cannot tell it from {', '.join(found.ties)}: their intervals overlap."
+            f"This audit cannot tell it from {', '.join(found.ties)}, whose intervals overlap; "
+            "none of them promises to be exact for more functions."
         )
     if found.fewer:
         lines.append(

@@ -19,6 +19,8 @@ class AuditRow:
         replicates: how many estimates were drawn.
         samples: how many samples one estimate takes, as in `expect`.
         unbiased: whether it promises to be.
+        exact_for: the richest f for which it promises an exact mean: "none", "affine",
+            "quadratic", "all".
         bias: ``||E g - r||``, the root of its noise-corrected square, 0 where that is negative.
         bias_low: lower end of the 95 % interval of the bias.
         bias_high: upper end.
@@ -49,6 +51,7 @@ class AuditRow:
     replicates: int = 0
     samples: int = 0
     unbiased: bool = False
+    exact_for: str = "none"
     bias: float = math.nan
     bias_low: float = math.nan
     bias_high: float = math.nan
