@@ -129,10 +129,10 @@ def load_problem(place: str) -> dict[str, Any]:
 def in_front(task: AbstractTask, model: nn.Module, batch: Tensor) -> list[Tensor]:
     """Return the parameters that the law of the latents depends on."""
     params = [p for p in model.parameters() if p.requires_grad]
-    found = torch.autograd.grad(
-        task.latent(model, batch).logits.sum(), params, allow_unused=True, materialize_grads=False
-    )
-    return [p for p, g in zip(params, found, strict=True) if g is not None]
+    logits = task.latent(model, batch).logits
+    found = torch.autograd.grad(logits.sum(), params, allow_unused=True)
+    given = cast("tuple[Tensor | None, ...]", found)
+    return [p for p, g in zip(params, given, strict=True) if g is not None]
 
 
 def _weights(path: Path, device: torch.device) -> dict[str, Any]:

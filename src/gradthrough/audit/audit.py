@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import cast
@@ -14,7 +15,7 @@ from .._errors import ConfigError, GradthroughError
 from .._types import Objective
 from ..estimators import ESTIMATORS, AbstractEstimator, estimator
 from ..estimators.checks import check_count
-from .compare import compare
+from .compare import compare, rounding
 from .cost import halves, peak_bytes
 from .intervals import holm
 from .measure import chunk_size, moments_of, reference_of
@@ -259,10 +260,18 @@ def run(
         chunk=settings.chunk,
         generator=generator,
     )
+    norm, size = math.sqrt(target.square), problem.magnitude(generator)
+    floor = rounding(problem.dtype, norm, size)
+    if norm <= floor:
+        reference = dataclasses.replace(
+            reference, norm=0.0, words=reference.words + " It is zero up to rounding."
+        )
 
     def rows_of(chosen: Mapping[str, AbstractEstimator], replicates: int) -> list[AuditRow]:
         less = dataclasses.replace(settings, replicates=replicates)
-        rows = [_row(problem, name, one, target, less, generator) for name, one in chosen.items()]
+        rows = [
+            _row(problem, name, one, target, floor, less, generator) for name, one in chosen.items()
+        ]
         verdicts = iter(holm([row.p_value for row in rows if row.skipped is None]))
         rows = [r if r.skipped else dataclasses.replace(r, biased=next(verdicts)) for r in rows]
         return _timed(problem, rows, chosen, generator)
@@ -289,6 +298,7 @@ def _row(
     name: str,
     one: AbstractEstimator,
     target: Target,
+    floor: float,
     settings: Settings,
     generator: torch.Generator,
 ) -> AuditRow:
@@ -306,7 +316,7 @@ def _row(
         )
     except GradthroughError as error:
         return dataclasses.replace(promised, skipped=str(error))
-    found = compare(moments, target, problem.dtype)
+    found = compare(moments, target, floor)
     return dataclasses.replace(
         promised, evaluations=used, samples=samples, peak_bytes=held, **found
     )

@@ -34,19 +34,26 @@ class Found(TypedDict):
     relative_mse: float
 
 
-def rounding(dtype: torch.dtype, norm: float) -> float:
-    """Return how far a gradient of that norm may be off by rounding alone."""
-    steps = 100 * torch.finfo(compute_dtype(dtype)).eps
-    return max(steps, torch.finfo(dtype).eps / 2) * norm
+def rounding(dtype: torch.dtype, norm: float, magnitude: float) -> float:
+    """Return how far a gradient may be off by rounding alone.
+
+    Args:
+        dtype: of the gradient.
+        norm: of the gradient.
+        magnitude: of f times the score: values that differ in their last digits alone make a
+            gradient of that size times the last digit.
+    """
+    steps = torch.finfo(compute_dtype(dtype)).eps
+    return max(100 * steps, torch.finfo(dtype).eps / 2) * norm + 4 * steps * magnitude
 
 
-def compare(moments: Moments, target: Target, dtype: torch.dtype) -> Found:
+def compare(moments: Moments, target: Target, floor: float) -> Found:
     """Hold the moments of an estimator against the reference.
 
     Args:
         moments: of the estimator, about this target's mean.
         target: the reference; its groups are as many as those of the moments.
-        dtype: of the gradients: a difference that rounding makes is no bias.
+        floor: a difference that rounding may make, which is no bias.
     """
     variance, variance_low, variance_high = of_mean(moments.squares)
     away = moments.mean - target.mean
@@ -58,7 +65,6 @@ def compare(moments: Moments, target: Target, dtype: torch.dtype) -> Found:
     excess = max(square - trace, 0.0)
     products = vectors @ vectors.T
     spread = _along(_spread(vectors, direction, trace), products, excess)
-    floor = rounding(dtype, math.sqrt(target.square))
     low, high = of_norm(square, spread)
     real = excess > floor**2
     mse_low, mse_high = _error(moments, target, direction, excess)

@@ -31,7 +31,10 @@ def tensors(params: Parameters) -> list[Tensor]:
     elif isinstance(params, Tensor):
         found = [params]
     else:
-        found = list(params.values() if isinstance(params, Mapping) else params)
+        many = (
+            cast("Mapping[str, Tensor]", params).values() if isinstance(params, Mapping) else params
+        )
+        found = list(many)
     for x in cast("list[object]", found):
         if not isinstance(x, Tensor):
             raise UnsupportedError(

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .._errors import UnsupportedError
+from .._errors import GradthroughError, UnsupportedError
 from .._types import Objective
 from ..distributions.base import Distribution
 from ..distributions.convert import as_distribution
-from ..estimators import RLOO, AbstractEstimator, LocalExpectation
+from ..estimators import RLOO, AbstractEstimator, LocalExpectation, Reinforce
 from ..expect import admit, expect
 from .support import enumerable, exact_gradient
 
@@ -100,6 +100,15 @@ class AbstractProblem(abc.ABC):
             draw: Draws = lambda count, generator: self.gradients(leg, 1, count, generator)  # noqa: E731
             found.insert(0, Unbiased("local expectation", draw, cost, words))
         return found
+
+    def magnitude(self, generator: torch.Generator) -> float:
+        """Return about how long f times the score is, 0 where that cannot be had."""
+        try:
+            found = self.gradients(Reinforce(), 1, 4, generator)
+        except GradthroughError:
+            return 0.0
+        size = float(found.double().square().sum(-1).mean().sqrt())
+        return size if math.isfinite(size) else 0.0
 
     @property
     def vectorised(self) -> bool:

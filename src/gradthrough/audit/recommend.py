@@ -78,13 +78,13 @@ def choose(
     others = [row for row in ranked if row is not best]
     ties = tuple(row.estimator for row in equal if row is not best)
     fewer, more = _change(best, others, k, up=False), _change(best, others, k, up=True)
-    unit = reference.norm**2 or 1.0
+    unit = reference.norm**2
     found = Recommendation(
         choice=best.estimator,
         runner_up=others[0].estimator if others else None,
         text="",
         averaging=k,
-        error=error(best, k) / unit,
+        error=error(best, k) / unit if unit else math.nan,
         ties=ties,
         fewer=fewer,
         more=more,
@@ -124,6 +124,12 @@ def _with_text(
     found: Recommendation, best: AuditRow, others: Sequence[AuditRow], unit: float
 ) -> Recommendation:
     k = found.averaging
+    if not unit:
+        text = (
+            "The reference cannot be told from zero: the mean of f does not depend on the logits "
+            f"here, and no direction is right or wrong. {best.estimator} has the smallest error."
+        )
+        return dataclasses.replace(found, text=text)
     lines = [
         f"Take {best.estimator}. Averaged over {_count(k)} estimates of this size, its gradient "
         f"is off by {_percent(found.error)} of the gradient's norm: {_parts(best, k, unit)}."

@@ -8,7 +8,7 @@ from typing import cast
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint  # pyright: ignore[reportUnknownVariableType]
 
 from .._types import Objective
 from ..distributions.base import Distribution
