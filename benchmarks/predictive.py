@@ -108,7 +108,8 @@ def measure(name: str, model: nn.Module, seed: int, point: str) -> dict[str, Any
     )
     print(f"{name}, seed {seed}, {point}\n{report}\n{report.recommend()}\n", flush=True)
     facts = environment(torch.device("cpu"))
-    return {"task": name, "seed": seed, "point": point, "environment": facts} | report.to_dict()
+    place = {"task": name, "seed": seed, "point": point, "environment": facts}
+    return report.to_dict() | place  # the report has a seed of its own
 
 
 def audits(name: str) -> list[dict[str, Any]]:
