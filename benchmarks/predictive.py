@@ -201,6 +201,37 @@ def table(
     return out
 
 
+def markdown(rows: list[dict[str, str]]) -> str:
+    """Return the table of the docs."""
+    head = (
+        "task", "audit", "rank correlation", "the least of three", "recommended", "ends above the "
+        "best by", "best",
+    )  # fmt: skip
+    lines = [f"| {' | '.join(head)} |", "| --- | --- | ---: | ---: | --- | ---: | --- |"]
+    point = {"start": "at the start", "tenth": "after a tenth"}
+    for row in rows:
+        names = ", ".join(f"`{key}`" for key in row["recommended"].split())
+        cells = (
+            row["task"],
+            point[row["point"]],
+            row["spearman"],
+            row["spearman_least"],
+            names,
+            f"{row['excess_percent']} %",
+            f"`{row['best']}`, {row['best_loss']}",
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def insert(page: Path, name: str, text: str) -> None:
+    """Put text between the marks of that name in a page."""
+    start, end = f"<!-- {name} -->\n", f"<!-- /{name} -->"
+    head, _, rest = page.read_text().partition(start)
+    _, _, tail = rest.partition(end)
+    records.replace(page, f"{head}{start}{text}\n{end}{tail}".encode())
+
+
 def save(path: Path, rows: list[dict[str, Any]]) -> None:
     """Write rows as CSV, whole or not at all."""
     text = io.StringIO(newline="")
@@ -227,6 +258,7 @@ def main() -> None:
     if options.only is None and options.tasks == list(TASKS):
         save(RESULTS / "predictive_losses.csv", losses)
         save(RESULTS / "predictive.csv", table(losses, found))
+        insert(Path("docs/audit.md"), "predictive", markdown(table(losses, found)))
         for row in table(losses, found):
             print("  ".join(row.values()))
 
