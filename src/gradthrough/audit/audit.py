@@ -216,11 +216,11 @@ def named(estimators: Choice) -> dict[str, AbstractEstimator]:
             (one, estimator(one)) if isinstance(one, str) else (label(one), one)
             for one in estimators
         ]
-    for name, one in pairs:
+    for _, one in pairs:
         if not isinstance(one, AbstractEstimator):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise ConfigError(
-                f"{name!r} is a {type(one).__name__}, not an estimator. Pass one of "
-                "gradthrough.ESTIMATORS, built: gradthrough.ReinMax(tau=1.3)."
+                f"an estimator was expected, but {one!r} came. Pass one of gradthrough.ESTIMATORS, "
+                "built: gradthrough.ReinMax(tau=1.3)."
             )
     out = dict(pairs)
     if not out or len(out) < len(pairs):

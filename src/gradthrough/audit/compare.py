@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .._types import compute_dtype
-from .intervals import Spread, along_mean, of_mean, of_norm, student, trace_of_square, zero_mean
+from .intervals import Spread, of_mean, of_norm, student, trace_of_square, zero_mean
 from .moments import Moments, Target
 
 
@@ -64,8 +64,7 @@ def compare(moments: Moments, target: Target, floor: float) -> Found:
     direction: Tensor = away / max(math.sqrt(square), 1e-300)
     excess = max(square - trace, 0.0)
     products = vectors @ vectors.T
-    spread = _along(_spread(vectors, direction, trace), products, excess)
-    low, high = of_norm(square, spread)
+    low, high = _bias(vectors, away, trace)
     real = excess > floor**2
     mse_low, mse_high = _error(moments, target, direction, excess)
     mse = variance + excess
@@ -105,17 +104,39 @@ def _spread(vectors: Tensor, direction: Tensor, trace: float) -> Spread:
     return Spread(trace, max(square, trace**2 / d), along)
 
 
-def _along(spread: Spread, products: Tensor, excess: float) -> Spread:
-    """Return the spread with its variance along the bias, as far as the bias can be seen.
+def _bias(vectors: Tensor, away: Tensor, trace: float) -> tuple[float, float]:
+    r"""Return the interval of ||b||, for `away` the mean of vectors, with b as its own mean.
 
-    Along their own mean, as the spread has it, vectors vary as they do on average where that mean
-    is noise, and the bias may well lie where they vary most.
+    With x = away and W its covariance, ||x||^2 varies as 2 x^T dx + |dx|^2, and dx along W x: that
+    is where b must lie further out if it is longer, with a variance of rho = x^T W^2 x / x^T W x.
+    What of x lies across W x hardly varies. As much of it as stands out of the noise is the same
+    in b; taken off both, the rest is a norm whose variance along b is rho, as `of_norm` needs it.
     """
-    m, noise = len(products), math.sqrt(2 * spread.square)
-    if not 0 < spread.along < spread.trace:
-        return spread  # one dimension, or none
-    seen = (along_mean(products) / m + noise * spread.along) / (excess + noise)
-    return Spread(spread.trace, spread.square, max(seen, spread.along))
+    m, d = vectors.shape
+    n, square = m - 1, float(away.square().sum())
+    centred = vectors - vectors.mean(0)
+    products, x = centred @ centred.T, centred @ away
+    own, once = float(products.diagonal().sum()) / n, float(x.square().sum()) / n
+    if d == 1 or once <= 0.0:
+        return of_norm(square, Spread(trace, trace**2, trace))
+    # Shares of the vectors' own trace; how large that is, is known better from all replicates.
+    once /= own
+    twice = (float(x @ products @ x) / n**2 / own**2 - once / n) / (1 - 1 / n)
+    even = (float(products.square().sum()) / n**2 / own**2 - 1 / n) / (1 - 1 / n)
+    share = min(max(twice / once, once / square), math.sqrt(min(max(even, 1 / d), 1.0)))
+    even = max(even, share**2 + (1 - share) ** 2 / (d - 1))
+    across = math.sqrt(max(square - once / share, 0.0))
+    noise = 3 * math.sqrt(trace * (1 - share)) + 1e-6 * math.sqrt(square + trace)
+    fixed = max(across - noise, 0.0) ** 2
+    # From few groups: as wide as Student's law is wider than the normal one.
+    wider = (student(n) / student(math.inf)) ** 2
+    spread = Spread(
+        trace * (1 + (wider - 1) * share),
+        trace**2 * (even + (wider**2 - 1) * share**2),
+        trace * share * wider,
+    )
+    low, high = of_norm(square - fixed, spread)
+    return math.hypot(low, math.sqrt(fixed)), math.hypot(high, math.sqrt(fixed))
 
 
 def _error(

@@ -177,23 +177,6 @@ def holm(p_values: Sequence[float], level: float = FAMILY) -> list[bool]:
     return out
 
 
-def along_mean(products: Tensor) -> float:
-    r"""Return ``b' S b`` for vectors of mean b and covariance S, from their products (M, M).
-
-    The direction of their own mean is mostly noise where there are many dimensions. So: for two
-    of the vectors, the covariance over the others of their products with the one and with the
-    other, whose mean is b' S b without that noise; then the mean over all such pairs.
-    """
-    m = len(products)
-    if m < 4:
-        return 0.0
-    k = products - torch.diag(products.diagonal())
-    sums = k.sum(0).unsqueeze(-1) - k  # (j, k): of the products with j, j and k left out
-    covariances = (k @ k - sums * sums.T / (m - 2)) / (m - 3)
-    pairs = float(covariances.sum() - covariances.diagonal().sum())
-    return max(pairs / (m * (m - 1)), 0.0)
-
-
 def _normal(x: float) -> float:
     return 0.5 * math.erfc(-x / math.sqrt(2))
 

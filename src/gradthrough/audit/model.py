@@ -173,6 +173,7 @@ class ModelProblem(AbstractProblem):
         value = self._value(estimator, samples, generator)
         return lambda: self._slope(value)
 
+    @torch.enable_grad()
     def exact(self) -> tuple[Tensor, int] | None:
         """Return the exact gradient, float64 (D,), and the points of a row; None if too many."""
         if self.heard.sampled or self.heard.rolled or self.heard.points > LIMIT:
@@ -191,6 +192,7 @@ class ModelProblem(AbstractProblem):
     def _scored(self, n: int, generator: torch.Generator) -> Tensor:
         return torch.stack([self._score_slope(generator) for _ in range(n)])
 
+    @torch.enable_grad()
     def _score_slope(self, generator: torch.Generator) -> Tensor:
         """Return ``mean_k [grad L_k + (L_k - mean of the others) grad log q(z_k)]``."""
         losses, scores = list[Tensor](), list[Tensor]()
@@ -198,8 +200,9 @@ class ModelProblem(AbstractProblem):
             run = _Scored(generator)
             found = self._losses(run).flatten()
             b = len(found)
-            # Row by row where rows can be told apart; else the program counts as one.
-            if b > 1 and all(x.ndim and len(x) == b for x in run.log_probs):
+            # Row by row where rows can be told apart, from samples within an expectation and
+            # from steps that come first; else the program counts as one.
+            if b > 1 and all(x.shape[:1] == (b,) and b not in x.shape[1:] for x in run.log_probs):
                 score = torch.stack([x.reshape(b, -1).sum(-1) for x in run.log_probs]).sum(0)
             else:
                 found = found.mean(0, keepdim=True)
@@ -210,6 +213,7 @@ class ModelProblem(AbstractProblem):
         signal = (values - values.mean(0)).detach() * (_RUNS / (_RUNS - 1))
         return self._slope((values + signal * torch.stack(scores)).mean())
 
+    @torch.enable_grad()
     def _value(
         self, estimator: AbstractEstimator, samples: int, generator: torch.Generator
     ) -> Tensor:

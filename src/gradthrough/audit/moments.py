@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 _GROUPS = 100  # means of this many groups stand for the replicates where vectors are needed
-_BYTES = 2**27  # of those means together
+_BYTES = 2**26  # of those means together
 
 
 def group_count(replicates: int, dimensions: int) -> int:

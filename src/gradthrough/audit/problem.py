@@ -119,6 +119,8 @@ class AbstractProblem(abc.ABC):
 def fitting(estimator: AbstractEstimator, dist: Distribution, evaluations: int) -> tuple[int, int]:
     """Return the most samples for which f is evaluated at most so often, and how often it is."""
     name, least = type(estimator).__name__, estimator.traits.min_samples
+    pairs = 2 if getattr(estimator, "antithetic", False) else 1
+    least = max(least, pairs)
     admit(dist, estimator, least)
     needed = estimator.evaluations(dist, least)
     if needed > evaluations:
@@ -129,9 +131,9 @@ def fitting(estimator: AbstractEstimator, dist: Distribution, evaluations: int) 
         )
     if estimator.traits.noise == "none":
         return least, needed  # another sample changes nothing
-    most = evaluations
+    most = evaluations - evaluations % pairs
     while most > least and estimator.evaluations(dist, most) > evaluations:
-        most -= 1
+        most -= pairs
     return most, estimator.evaluations(dist, most)
 
 
@@ -173,8 +175,15 @@ class FunctionProblem(AbstractProblem):
         self, estimator: AbstractEstimator, samples: int, n: int, generator: torch.Generator
     ) -> Tensor:
         """Return n independent estimates of the gradient, (n, D)."""
-        leaf, value = self._value(estimator, samples, n, generator)
-        return _slope(value, leaf).flatten(1)
+        try:
+            leaf, value = self._value(estimator, samples, n, generator)
+        except GradthroughError:  # its options may have the shape of the rows
+            if n == 1:
+                raise
+            one = [self.gradients(estimator, samples, 1, generator) for _ in range(n)]
+            return torch.cat(one)
+        # Not in the dtype of the logits, where one part in so many rows is rounded or lost.
+        return _slope(value, leaf).flatten(1).double() / self.rows
 
     def forward(
         self, estimator: AbstractEstimator, samples: int, generator: torch.Generator
@@ -197,7 +206,7 @@ class FunctionProblem(AbstractProblem):
     def _value(
         self, estimator: AbstractEstimator, samples: int, n: int, generator: torch.Generator
     ) -> tuple[Tensor, Tensor]:
-        """Return the leaf (n, *logits) and the sum of n batch means, which depends on it."""
+        """Return the leaf (n, *logits) and the sum over n batches, which depends on it."""
         logits, batch = self.dist.logits, self.dist.batch_shape
 
         def repeated(points: Tensor) -> Tensor:
@@ -208,9 +217,11 @@ class FunctionProblem(AbstractProblem):
 
         with torch.enable_grad():
             leaf = logits.expand(n, *logits.shape).clone().requires_grad_()
-            q = self.dist.with_logits(leaf)
-            value = expect(repeated, q, estimator, samples=samples, generator=generator)
-            return leaf, value.sum() / self.rows
+            f, q = repeated, self.dist.with_logits(leaf)
+            if n == 1:
+                f, q = self.f, self.dist.with_logits(leaf[0])
+            value = expect(f, q, estimator, samples=samples, generator=generator)
+            return leaf, value.sum()
 
 
 def _slope(value: Tensor, leaf: Tensor) -> Tensor:

@@ -115,7 +115,7 @@ def _change(
     for row in others:
         bias, variance = _bias(row) ** 2 - _bias(best) ** 2, best.variance - row.variance
         # bias^2 + variance / k is a line in 1 / k: two of them cross once at most.
-        if bias * variance > 0 and (variance / bias > k) == up:
+        if bias * variance > 0 and (bias < 0) == up:
             found.append((variance / bias, row.estimator))
     return (min if up else max)(found, default=None)
 

@@ -114,9 +114,9 @@ class AuditReport:
         for row in self.measured:
             if row.minibatch_variance is not None and row.sampling_variance is not None:
                 out.append(
-                    f"{row.estimator}: over {self.batches} batches, the draws make "
-                    f"{number(row.sampling_variance / (norm or 1.0) ** 2)} of the variance of the "
-                    f"gradient, the data {number(row.minibatch_variance / (norm or 1.0) ** 2)}."
+                    f"{row.estimator}: over {self.batches} batches, the variance that the draws "
+                    f"make is {number(row.sampling_variance / (norm or 1.0) ** 2)}, that of the "
+                    f"data {number(row.minibatch_variance / (norm or 1.0) ** 2)}."
                 )
         return out
 
