@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 import gradthrough as gt
-from gradthrough.audit import cost
+from gradthrough.auditing import cost
 from gradthrough.bench.environment import environment
 
 ROWS, VARIABLES, HIDDEN = 100, 10, 256

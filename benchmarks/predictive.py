@@ -22,8 +22,8 @@ from scipy.stats import spearmanr
 from torch import Tensor, nn
 
 import gradthrough as gt
-from gradthrough.audit.recommend import AVERAGING, choose, error
-from gradthrough.audit.rows import AuditRow, Reference
+from gradthrough.auditing.recommend import AVERAGING, choose, error
+from gradthrough.auditing.rows import AuditRow, Reference
 from gradthrough.bench import records
 from gradthrough.bench.config import RunConfig
 from gradthrough.bench.environment import environment

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 
 import gradthrough as gt
-from gradthrough.audit import cost
+from gradthrough.auditing import cost
 from gradthrough.bench.environment import environment
 from gradthrough.bench.tasks.vae import CategoricalVAE
 from gradthrough.rollout import Bound

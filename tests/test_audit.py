@@ -10,9 +10,9 @@ import torch
 from scipy import stats
 
 import gradthrough as gt
-from gradthrough.audit import support
-from gradthrough.audit.compare import compare
-from gradthrough.audit.intervals import (
+from gradthrough.auditing import support
+from gradthrough.auditing.compare import compare
+from gradthrough.auditing.intervals import (
     Spread,
     holm,
     of_mean,
@@ -21,11 +21,11 @@ from gradthrough.audit.intervals import (
     trace_of_square,
     zero_mean,
 )
-from gradthrough.audit.measure import moments_of
-from gradthrough.audit.moments import Moments, Target, group_count
-from gradthrough.audit.problem import FunctionProblem
-from gradthrough.audit.recommend import AVERAGING, choose
-from gradthrough.audit.rows import AuditRow, Reference
+from gradthrough.auditing.measure import moments_of
+from gradthrough.auditing.moments import Moments, Target, group_count
+from gradthrough.auditing.problem import FunctionProblem
+from gradthrough.auditing.recommend import AVERAGING, choose
+from gradthrough.auditing.rows import AuditRow, Reference
 from problems import F64, exact, normal, problem, refuses
 from problems import mean as exact_mean
 
@@ -486,7 +486,7 @@ def test_who_cannot_serve_gets_a_sentence_and_the_others_are_measured():
 
 @pytest.mark.parametrize("evaluations", [1, 2, 5, 8])
 def test_all_spend_as_many_evaluations_as_fit(evaluations, monkeypatch):
-    module = importlib.import_module("gradthrough.audit.audit")  # without the stopwatch
+    module = importlib.import_module("gradthrough.auditing.audit")  # without the stopwatch
     monkeypatch.setattr(module, "halves", lambda steps: dict.fromkeys(steps, (0.0, 0.0)))
     for q in (law(CLASSES, 2), law(BITS, 2)):
         points = []
@@ -705,7 +705,7 @@ def test_what_cannot_be_audited_is_refused_with_a_remedy():
         (gt.ConfigError, ["list"], (f, q, gt.RLOO()), {}),
         (gt.ConfigError, ["different", "st, st"], (f, q, ["st", gt.StraightThrough()]), {}),
         (gt.ConfigError, ["at least one"], (f, q, []), {}),
-        (gt.ConfigError, ["not an estimator", "built"], (f, q, [gt.RLOO]), {}),
+        (gt.ConfigError, ["an estimator was expected", "built"], (f, q, [gt.RLOO]), {}),
         (gt.DomainError, ["replicates", "20"], (f, q, ["st"]), {"replicates": 19}),
         (gt.DomainError, ["evaluations"], (f, q, ["st"]), {"evaluations": 0}),
         (gt.DomainError, ["chunk"], (f, q, ["st"]), {"chunk": 0}),

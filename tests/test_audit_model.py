@@ -8,9 +8,9 @@ import pytest
 import torch
 
 import gradthrough as gt
-from gradthrough.audit import support
-from gradthrough.audit.model import ModelProblem, over_batches, tensors
-from gradthrough.audit.support import exact_gradient
+from gradthrough.auditing import support
+from gradthrough.auditing.model import ModelProblem, over_batches, tensors
+from gradthrough.auditing.support import exact_gradient
 from problems import F64, normal, refuses
 
 ROWS, LATENTS, C, WIDTH = 5, 2, 3, 4
@@ -19,7 +19,7 @@ ROWS, LATENTS, C, WIDTH = 5, 2, 3, 4
 @pytest.fixture(autouse=True)
 def untimed(monkeypatch):
     """Leave out the stopwatch, which takes most of a small audit."""
-    module = importlib.import_module("gradthrough.audit.audit")
+    module = importlib.import_module("gradthrough.auditing.audit")
     monkeypatch.setattr(module, "halves", lambda steps: dict.fromkeys(steps, (0.1, 0.2)))
 
 
@@ -141,7 +141,7 @@ def test_nested_choices_have_an_exact_reference(part, monkeypatch):
 
 @pytest.mark.parametrize(("limit", "reached"), [(4 * 3 + 4 * 3 * 2, True), (35, False)])
 def test_the_points_of_nested_choices_multiply(limit, reached, monkeypatch):
-    monkeypatch.setattr(importlib.import_module("gradthrough.audit.model"), "LIMIT", limit)
+    monkeypatch.setattr(importlib.import_module("gradthrough.auditing.model"), "LIMIT", limit)
     assert (exact_of(nested, NESTED) is not None) == reached
 
 

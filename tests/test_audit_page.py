@@ -11,11 +11,11 @@ import pytest
 import torch
 from plotly.offline import get_plotlyjs
 
-from gradthrough.audit.axes import axis_of, tick
-from gradthrough.audit.chart import charts
-from gradthrough.audit.labels import overlap, place
-from gradthrough.audit.report import AuditReport
-from gradthrough.audit.rows import AuditRow, Reference
+from gradthrough.auditing.axes import axis_of, tick
+from gradthrough.auditing.chart import charts
+from gradthrough.auditing.labels import overlap, place
+from gradthrough.auditing.report import AuditReport
+from gradthrough.auditing.rows import AuditRow, Reference
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 BROWSER = next(filter(None, map(shutil.which, BROWSERS)), None)

@@ -15,7 +15,7 @@ HEAVY = (
     *("scipy", "optuna", "pooch", "rich", "ray", "submitit", "pandas", "triton"),
 )
 # The pictures of an audit, which the rest of the library imports when one is asked for.
-DRAWN = ("audit.picture", "audit.page", "audit.interactive")
+DRAWN = ("auditing.picture", "auditing.page", "auditing.interactive")
 
 # What a module may import of the library, besides the modules of its own row that come first.
 FOUNDATION = ("_types", "_errors")
@@ -42,10 +42,11 @@ ALLOWED = {
     "rollout": (*LAWS, "estimators", "expect"),
     "bounds": (*LAWS, "estimators", "expect"),
     "embedding": (*LAWS, "estimators"),
-    "audit": (*PROGRAMS, "audit"),
-    "bench": (*PROGRAMS, "audit", "bench"),
-    "cli_audit": (*PROGRAMS, "audit", "bench"),
-    "cli": (*PROGRAMS, "audit", "bench", "cli_audit"),
+    "auditing": (*PROGRAMS, "auditing"),
+    "monitoring": (*PROGRAMS, "monitoring"),
+    "bench": (*PROGRAMS, "auditing", "bench"),
+    "cli_audit": (*PROGRAMS, "auditing", "bench"),
+    "cli": (*PROGRAMS, "auditing", "bench", "cli_audit"),
 }
 
 
@@ -115,7 +116,7 @@ def test_heavy_packages_stay_in_bench_and_cli(path):
     name = name_of(path)
     allowed = name.split(".")[0] in ("bench", "cli") or name in DRAWN
     # What a report of an audit returns, made when it is asked for.
-    lazily = ("polars", "matplotlib") if name == "audit.report" else ()
+    lazily = ("polars", "matplotlib") if name == "auditing.report" else ()
     for target, eager in imports(path):
         package = target.split(".")[0]
         if package == "triton":
@@ -132,7 +133,7 @@ def test_only_random_draws():
     """torch.rand and its kin are called in one module."""
     words = {"rand", "randn", "randint", "multinomial", "bernoulli", "exponential_", "uniform_"}
     for path in modules():
-        if name_of(path).split(".")[0] in ("_random", "bench", "cli", "audit"):
+        if name_of(path).split(".")[0] in ("_random", "bench", "cli", "auditing"):
             continue
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):

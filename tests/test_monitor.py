@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from torch import nn
 
 import gradthrough as gt
-from gradthrough.audit.illnesses import Thresholds
-from gradthrough.audit.lightning import MonitorCallback
-from gradthrough.audit.monitor import Monitor, MonitorWarning
+from gradthrough.monitoring.illnesses import Thresholds
+from gradthrough.monitoring.lightning import MonitorCallback
+from gradthrough.monitoring.monitor import Monitor, MonitorWarning
 from problems import F64, refuses
 
 DTYPES = pytest.mark.parametrize("dtype", [F64, torch.float32, torch.bfloat16, torch.float16])

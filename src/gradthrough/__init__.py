@@ -10,11 +10,11 @@ from ._errors import GradthroughError as GradthroughError
 from ._errors import ShapeError as ShapeError
 from ._errors import UnsupportedError as UnsupportedError
 from ._random import preserve as preserve
-from .audit.audit import audit as audit
-from .audit.audit import audit_model as audit_model
-from .audit.recommend import Recommendation as Recommendation
-from .audit.report import AuditReport as AuditReport
-from .audit.rows import AuditRow as AuditRow
+from .auditing.audit import audit as audit
+from .auditing.audit import audit_model as audit_model
+from .auditing.recommend import Recommendation as Recommendation
+from .auditing.report import AuditReport as AuditReport
+from .auditing.rows import AuditRow as AuditRow
 from .bounds import vargrad as vargrad
 from .bounds import vimco as vimco
 from .distributions import Bernoulli as Bernoulli
@@ -72,6 +72,8 @@ from .expect import estimate as estimate
 from .expect import expect as expect
 from .expect import fold as fold
 from .kernels.validation import set_validation as set_validation
+from .monitoring.illnesses import MonitorWarning as MonitorWarning
+from .monitoring.monitor import Monitor as Monitor
 from .rollout import Bound as Bound
 from .rollout import Rollout as Rollout
 

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from ._errors import ConfigError
-from .audit.audit import audit, audit_model
-from .audit.model import sites
-from .audit.report import AuditReport
+from .auditing.audit import audit, audit_model
+from .auditing.model import sites
+from .auditing.report import AuditReport
 from .bench import checkpoint, records
 from .bench.seeds import Seeds
 from .bench.task import AbstractTask

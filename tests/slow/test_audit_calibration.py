@@ -14,8 +14,8 @@ from numpy.polynomial.legendre import leggauss
 from scipy import stats
 
 import gradthrough as gt
-from gradthrough.audit.compare import compare
-from gradthrough.audit.moments import Moments, Target
+from gradthrough.auditing.compare import compare
+from gradthrough.auditing.moments import Moments, Target
 from problems import F64, draws, exact, points_of, probabilities, problem
 
 pytestmark = pytest.mark.slow
@@ -41,7 +41,7 @@ ROUNDING = 1e-12
 @pytest.fixture(autouse=True)
 def untimed(monkeypatch):
     """Leave out the stopwatch, which no statistic looks at: it takes most of a small audit."""
-    module = importlib.import_module("gradthrough.audit.audit")
+    module = importlib.import_module("gradthrough.auditing.audit")
     monkeypatch.setattr(module, "halves", lambda steps: dict.fromkeys(steps, (0.0, 0.0)))
 
 

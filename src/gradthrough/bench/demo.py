@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .._errors import ConfigError
-from ..audit import cost
+from ..auditing import cost
 from . import probe, report
 from .config import RunConfig
 from .journal import Result

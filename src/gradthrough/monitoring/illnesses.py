@@ -56,7 +56,7 @@ class Thresholds:
         DomainError: a number that is not finite and above 0, a warmup below 2.
 
     Example:
-        >>> from gradthrough.audit.illnesses import Thresholds
+        >>> from gradthrough.monitoring.illnesses import Thresholds
         >>> Thresholds(warmup=20, small_tau=0.05).dead_share
         0.25
     """

@@ -68,7 +68,7 @@ class Monitor:
 
     Example:
         >>> import torch, gradthrough as gt
-        >>> from gradthrough.audit.monitor import Monitor
+        >>> from gradthrough.monitoring.monitor import Monitor
         >>> encoder, x = torch.nn.Linear(4, 3), torch.randn(8, 4)
         >>> monitor = Monitor(encoder, every=1, tau=0.7)
         >>> q = gt.Categorical(encoder(x))

@@ -35,8 +35,8 @@ class MonitorCallback:
 
     Example:
         >>> def callbacks(model):  # for Trainer(callbacks=...)
-        ...     from gradthrough.audit.lightning import MonitorCallback
-        ...     from gradthrough.audit.monitor import Monitor
+        ...     from gradthrough.monitoring.lightning import MonitorCallback
+        ...     from gradthrough.monitoring.monitor import Monitor
         ...     return [MonitorCallback(Monitor(model.encoder, every=50, tau=1.0))]
     """
 

@@ -1,0 +1,1 @@
+"""Monitors: what a training run looks like from inside, and words for what goes wrong."""
