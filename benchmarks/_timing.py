@@ -186,8 +186,8 @@ def _peak(step: Callable[[], object], device: torch.device) -> int:
         step()
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before
-    # Not auditing.cost.peak_bytes, which is the same in plain torch: it watches the dispatcher and
-    # torch.compile does not run compiled code under a watched dispatcher.
+    # Not auditing.cost.peak_bytes, which counts alike in plain torch: it watches the dispatcher,
+    # and torch.compile does not run compiled code under a watched dispatcher.
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
         step()
     now = peak = 0
