@@ -441,3 +441,25 @@ def test_a_pathwise_estimator_of_a_loss_without_a_slope_is_left_out_in_words():
     assert "differentiabl" in st.skipped
     assert rloo.skipped is None
     assert not math.isnan(rloo.bias)
+
+
+def test_an_exact_expectation_may_depend_on_another_one(monkeypatch):
+    monkeypatch.setattr(support, "_PART", 16)  # several parts, of two points each
+    theta = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
+    w = torch.randn(4, dtype=torch.float64, requires_grad=True)
+
+    def program(expect):
+        first = expect(lambda z: (z * w).sum(-1) ** 2, gt.Categorical(theta))
+        logits = torch.stack((first, first**2, w[0] * first), -1) + theta[:, :3]
+
+        def inner(z):
+            f = lambda y: (y[..., 0] - z[..., 1] * w[1]) ** 2  # noqa: E731
+            return expect(f, theta.expand(*z.shape[:-1], 4))
+
+        return expect(inner, gt.Categorical(logits)) * first
+
+    exact = support.Exact(torch.Generator())
+    found = exact.gradient(program(exact).mean(), [theta, w])
+    whole = program(gt.Bound(gt.Enumerate())).mean()
+    for ours, theirs in zip(found, torch.autograd.grad(whole, [theta, w]), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-14)

@@ -179,7 +179,8 @@ class ModelProblem(AbstractProblem):
         if self.heard.sampled or self.heard.rolled or self.heard.points > LIMIT:
             return None
         exact = Exact(torch.Generator(self.device))
-        return self._slope(self._losses(exact).double().mean()).double(), exact.points
+        found = exact.gradient(self._losses(exact).double().mean(), self.params)
+        return self._flat(found).double(), exact.points
 
     def unbiased(self) -> list[Unbiased]:
         """Return what may stand in for the exact gradient, the best first, the cheapest last."""
@@ -232,9 +233,13 @@ class ModelProblem(AbstractProblem):
         return losses
 
     def _slope(self, value: Tensor) -> Tensor:
-        found: tuple[Tensor | None, ...] = (None,)
+        found: Sequence[Tensor | None] = (None,)
         if value.requires_grad:
             found = torch.autograd.grad(value, self.params, allow_unused=True)
+        return self._flat(found)
+
+    def _flat(self, found: Sequence[Tensor | None]) -> Tensor:
+        """Return the gradients as one, (D,)."""
         if all(x is None for x in found):
             raise UnsupportedError(
                 "the loss does not depend differentiably on any of the parameters with this "

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from typing import cast
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint  # pyright: ignore[reportUnknownVariableType]
 
 from .._types import Objective
 from ..distributions.base import Distribution
@@ -57,29 +57,77 @@ def exact_gradient(f: Objective, dist: Distribution) -> Tensor:
 class Exact(Bound):
     """Stands where an estimator would in a program, and returns exact expectations.
 
-    The backward evaluates the parts of the support once more, so that neither pass holds more
-    than one of them.
+    To the program an expectation is a number. `gradient` then walks the choices backwards, and
+    each support part by part, so that no more than a part is ever held. A choice within f is
+    summed over at once.
     """
 
     def __init__(self, generator: torch.Generator) -> None:
         super().__init__(Enumerate(), 1, generator)
         self.points = 0
+        self._choices: list[_Choice] = []
+        self._within = False
 
     def __call__(self, f: Objective, dist: object) -> Tensor:
-        """Return E f, (*batch,), with its graph."""
+        """Return E f, (*batch,)."""
         q = as_distribution(dist)
+        if self._within:
+            return _total(f, q).to(q.logits.dtype)
         self.points += q.support_size
-        with torch.no_grad():  # what values have in common would cancel in the gradient
-            level = _weighed(f, q, q.mode().unsqueeze(0))[1][0]
+        with torch.no_grad(), self._inside():
+            value = _total(f, q).to(q.logits.dtype)
+        self._choices.append(_Choice(f, q, value.requires_grad_()))
+        return value
 
-        def part(points: Tensor) -> Tensor:
-            p, values = _weighed(f, q, points)
-            return (p * (values - level)).sum(0)
+    def gradient(self, loss: Tensor, params: Sequence[Tensor]) -> list[Tensor | None]:
+        """Return the gradient of a loss that was made from these expectations."""
+        values = [one.value for one in self._choices]
+        found = _slopes(loss, [*params, *values])
+        for i in reversed(range(len(values))):
+            upstream, choice = found.pop(), self._choices[i]
+            if upstream is None:
+                continue
+            inputs = [*params, *values[:i]]
+            for points in slices(choice.dist, _PART // 8):  # a graph is held of it
+                with torch.enable_grad(), self._inside():
+                    p, away = _weighed(choice.f, choice.dist, points)
+                    # What values have in common would cancel in the gradient.
+                    part = (p * (away - choice.value.detach()) * upstream).sum()
+                for j, more in enumerate(_slopes(part, inputs)):
+                    here = found[j]
+                    found[j] = here if more is None else more if here is None else here + more
+        return found
 
-        total = level
-        for points in slices(q, _PART // 8):  # a graph is kept, and as much again for the backward
-            total = total + cast(Tensor, checkpoint(part, points, use_reentrant=False))
-        return total.to(q.logits.dtype)
+    @contextmanager
+    def _inside(self) -> Generator[None]:
+        before, self._within = self._within, True
+        try:
+            yield
+        finally:
+            self._within = before
+
+
+class _Choice(NamedTuple):
+    f: Objective
+    dist: Distribution
+    value: Tensor  # a leaf
+
+
+def _slopes(y: Tensor, inputs: Sequence[Tensor]) -> list[Tensor | None]:
+    """Return the gradient of y, None where there is none; its graph stays."""
+    if not y.requires_grad:
+        return [None] * len(inputs)
+    found = torch.autograd.grad(y, inputs, allow_unused=True, retain_graph=True)
+    return list(cast("tuple[Tensor | None, ...]", found))
+
+
+def _total(f: Objective, dist: Distribution) -> Tensor:
+    """Return E f, float64 (*batch,)."""
+    total = torch.zeros((), dtype=torch.float64, device=dist.logits.device)
+    for points in slices(dist):
+        p, values = _weighed(f, dist, points)
+        total = total + (p * values).sum(0)
+    return total
 
 
 def _weighed(f: Objective, dist: Distribution, points: Tensor) -> tuple[Tensor, Tensor]:
