@@ -463,3 +463,51 @@ def test_an_exact_expectation_may_depend_on_another_one(monkeypatch):
     whole = program(gt.Bound(gt.Enumerate())).mean()
     for ours, theirs in zip(found, torch.autograd.grad(whole, [theta, w]), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-14)
+
+
+def test_a_program_that_is_random_itself_has_no_exact_reference():
+    torch.manual_seed(0)
+    theta = torch.zeros(4, 3, requires_grad=True)
+    drop = torch.nn.Dropout(0.5)
+    program = lambda expect: expect(lambda z: drop(z[..., 0] * 3) ** 2, theta)  # noqa: E731
+    report = gt.audit_model(program, theta, ["rloo"], replicates=100)
+    assert report.reference.kind == "local expectation"
+    assert "random itself" in report.reference.words
+    assert not report.row("rloo").biased
+    function = gt.audit(lambda z: drop(z[..., 0] * 3) ** 2, theta, ["rloo"], replicates=100)
+    assert "random itself" in function.reference.words
+    with refuses(gt.UnsupportedError, "random itself"):
+        gt.audit(lambda z: drop(z[..., 0]), theta, ["rloo"], reference="exact")
+
+
+@pytest.mark.parametrize(("curved", "loss"), [(False, lambda v: 3 * v + 1), (True, torch.exp)])
+def test_a_loss_that_is_not_affine_in_an_expectation_is_named(curved, loss):
+    theta = torch.randn(4, 3, requires_grad=True)
+    w = torch.tensor([0.1, 0.7, -0.4])
+    program = lambda expect: loss(expect(lambda z: (z * w).sum(-1), theta))  # noqa: E731
+    report = gt.audit_model(program, theta, ["rloo"], replicates=50, reference="local expectation")
+    assert ("not affine" in report.reference.words) == curved
+
+
+def test_a_graph_from_outside_is_named():
+    encoder = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Tanh())
+    logits = encoder(torch.ones(4, 2))
+    with refuses(gt.ConfigError, "within loss_fn"):
+        gt.audit_model(
+            lambda expect: expect(lambda z: z[..., 0] ** 2, logits),
+            encoder,
+            ["rloo"],
+            reference="score function",
+        )
+
+
+def test_a_batch_that_cannot_be_audited_is_named():
+    theta = torch.zeros(3, requires_grad=True)
+    with refuses(gt.DomainError, "batch 1"):
+        gt.audit_model(
+            lambda expect, x: expect(lambda z: z[..., 0], x * theta),
+            theta,
+            ["rloo"],
+            batches=[torch.ones(2, 3), torch.full((2, 3), torch.nan)],
+            replicates=20,
+        )

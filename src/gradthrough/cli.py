@@ -42,8 +42,9 @@ def _commands(words: list[str]) -> tuple[int, dict[str, Callable[..., None]]]:
     if words[:1] == ["audit"]:
         from .cli_audit import audit_named
 
-        own = {word: audit_named(word) for word in words[1:2] if ":" in word}
-        return 1, {name: _audit_command(kind) for name, kind in _tasks().items()} | own
+        own = [word for word in words[1:2] if ":" in word] or ["MODULE:FUNCTION"]  # shown by --help
+        named = {word: audit_named(word) for word in own}
+        return 1, {name: _audit_command(kind) for name, kind in _tasks().items()} | named
     if words[:1] == ["bench"]:
         return 1, {"run": _bench_run, "report": bench_report}
     return 0, {"list": list_estimators, "audit": _audit, "bench": _bench, "demo": run_demo}

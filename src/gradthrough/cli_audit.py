@@ -94,6 +94,7 @@ def audit_named(place: str) -> Callable[[Auditing], None]:
         Either {"f": f, "dist": dist}, as for gradthrough.audit, or {"loss_fn": loss_fn, "params":
         parameters}, as for gradthrough.audit_model, with "batches" if there are several.
         """
+        torch.manual_seed(auditing.seed)  # of what the function draws
         _finish(load_problem(place), auditing)
 
     return command
@@ -165,6 +166,8 @@ def write(report: AuditReport, out: Path) -> None:
     """Write the page, the numbers and the picture."""
     import io
 
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"--out names a folder, but {out} is a file. Name another.")
     out.mkdir(parents=True, exist_ok=True)
     picture = io.BytesIO()
     report.plot().savefig(picture, format="png", dpi=130)

@@ -85,7 +85,8 @@ def audit(
             "local expectation", unbiased draws that enumerate one variable at a time; "score
             function", unbiased draws of RLOO; "auto", the first of these that is within reach; or
             the gradient itself, a tensor of the logits' shape. The standard error of a drawn
-            reference is part of every interval.
+            reference is part of every interval. Where f is random itself (dropout), no sum is
+            exact, and a reference is drawn.
         generator: source of the seeds.
         chunk: estimates made at once; by default as many as 64 MiB hold.
 
@@ -131,10 +132,13 @@ def audit_model(
     ``minibatch_variance``. Where the second is the larger, another estimator changes little.
 
     Args:
-        loss_fn: your forward pass. It is called with `expect`, and uses it where a random choice
+        loss_fn: your forward pass, deterministic but for its choices; every call is a training
+            or an evaluation step to layers that keep statistics, as the module's mode says. Its
+            graph is made within it. It is called with `expect`, and uses it where a random choice
             is made: ``expect(f, dist)`` for any estimator, ``expect.sample(logits)`` for a
             pathwise sample, ``expect.rollout()`` for several choices with one loss. It returns
-            losses (B,), each row's a function of its own choices alone, or one loss. With
+            losses (B,), each row's a function of its own choices alone, or one loss; where it is
+            not affine in the values of ``expect``, no estimator of its gradient is unbiased. With
             `batches` it is called with `expect` and a batch.
         params: a module, tensors, or a mapping of them: those whose gradient passes through the
             choice, such as ``encoder.parameters()``.
@@ -175,10 +179,14 @@ def audit_model(
     seeds = torch.Generator(watched[0].device).manual_seed(settings.seed)
     if batches is None:
         return run(ModelProblem(loss_fn, watched, seeds), chosen, settings)
-    problems = [
-        ModelProblem(lambda expect, x=batch: loss_fn(expect, x), watched, seeds)
-        for batch in batches
-    ]
+    problems: list[AbstractProblem] = []
+    for i, batch in enumerate(batches):
+        try:
+            problems.append(
+                ModelProblem(lambda expect, x=batch: loss_fn(expect, x), watched, seeds)
+            )
+        except GradthroughError as error:
+            raise type(error)(f"batch {i}: {error}") from error
     if len(problems) < 2:
         raise ConfigError(
             f"batches hold {len(problems)}, but the variance over batches needs at least 2."

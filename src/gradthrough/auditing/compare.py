@@ -71,6 +71,8 @@ def compare(moments: Moments, target: Target, floor: float) -> Found:
     norm, mean_square = target.square, float(moments.mean.square().sum())
     along = float(moments.mean @ target.mean)
     clean = max(mean_square - variance / moments.count, 0.0) * norm
+    if target.variance > norm:  # a direction that is mostly noise
+        clean = 0.0
     return Found(
         replicates=moments.count,
         bias=math.sqrt(excess),

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from .._errors import ConfigError, DomainError, UnsupportedError
+from .._errors import ConfigError, DomainError, ShapeError, UnsupportedError
 from .cost import peak_bytes
 from .intervals import of_mean
 from .moments import Moments, Target, group_count
@@ -51,16 +51,18 @@ def moments_of(
         part = draw(min(chunk, left), generator)
         centre, left = centre + part.double().sum(0), left - len(part)
     moments = Moments(centre / pilot, reference, groups)
-    broken = 0 if bool(centre.isfinite().all()) else 1
-    while moments.count < replicates and not broken:
+    sound, broken = bool(centre.isfinite().all()), 0
+    while moments.count < replicates and sound:
         n = min(chunk, replicates - moments.count)
         part = draw(n, generator)
         broken = int((~part.isfinite().all(-1)).sum())
+        sound = not broken
         moments.add(part)
-    if broken:
+    if not sound:
         raise UnsupportedError(
-            f"a gradient was not finite: {broken} of the first {moments.count or pilot} estimates "
-            "hold NaN or inf. Look at f near the points that this estimator asks for."
+            f"a gradient was not finite: NaN or inf in {broken or 'some'} of the first "
+            f"{moments.count or pilot} estimates. Look at f near the points that this estimator "
+            "asks for."
         )
     return moments
 
@@ -104,7 +106,7 @@ def reference_of(
             raise UnsupportedError(
                 f"the exact gradient of this problem is out of reach ({problem.words}): it is a "
                 f"sum over at most {LIMIT:,} points, all rows together, of laws that go through "
-                "expect(f, dist). Audit fewer rows, or leave reference='auto'."
+                f"expect(f, dist). Audit fewer rows, or leave reference='auto'.{problem.caveat}"
             )
     budget = 4 * evaluations * replicates
     candidates = [one for one in problem.unbiased() if kind in ("auto", one.kind)]
@@ -140,16 +142,16 @@ def _drawn(
     share = f"{100 * error / norm:.2g} % of its norm" if norm > 0 else "more than its norm"
     words = (
         f"drawn without bias: the mean of {draws:,} times {one.words}; its standard error, {share},"
-        " is part of every interval."
+        f" is part of every interval.{problem.caveat}"
     )
     return target, Reference(one.kind, norm, error, draws * one.cost, words)
 
 
 def _given(problem: AbstractProblem, gradient: Tensor) -> tuple[Target, Reference]:
-    if gradient.numel() != problem.dimensions:
-        raise DomainError(
-            f"reference holds {gradient.numel():,} numbers, but the gradient has "
-            f"{problem.dimensions:,}: it is that of the batch mean, flattened."
+    if tuple(gradient.shape) not in (problem.shape, (problem.dimensions,)):
+        raise ShapeError(
+            f"reference has shape {tuple(gradient.shape)}, but the gradient, that of the batch "
+            f"mean, has {problem.shape}. Pass it so, or flattened."
         )
     r = _sound(gradient.detach().double().flatten().to(problem.device))
     return Target(r), Reference(

@@ -9,16 +9,20 @@ from typing import TypedDict, cast
 import torch
 from torch import Tensor, nn
 
-from .._errors import ConfigError, ShapeError, UnsupportedError
+from .._errors import ConfigError, GradthroughError, ShapeError, UnsupportedError
 from .._types import Objective
 from ..distributions.base import Distribution
 from ..distributions.convert import as_distribution
 from ..estimators import RLOO, AbstractEstimator, Reinforce
 from ..expect import admit
 from ..rollout import Bound, Rollout
-from .problem import AbstractProblem, Unbiased, fitting
-from .support import LIMIT, Exact
+from .problem import RANDOM, AbstractProblem, Unbiased, fitting, same
+from .support import LIMIT, WORK, Exact, width
 
+_CURVED = (
+    " The loss is not affine in the values of expect, so that no estimator of its gradient is "
+    "unbiased, and this reference is not, either."
+)
 _RUNS = 4  # of a program, in one draw of its reference
 
 Parameters = nn.Module | Tensor | Iterable[Tensor] | Mapping[str, Tensor]
@@ -59,6 +63,8 @@ class _Listener(Bound):
         self.functions: list[Objective] = []  # what is summed over, for the choices that say so
         self.sampled = self.rolled = False
         self.points = 0  # of a sum over all supports; nested ones multiply
+        self.numbers = 0  # that those points hold
+        self.values: list[Tensor] = []  # of the choices that lie in no other
         self._outer = 1
 
     def __call__(self, f: Objective, dist: object) -> Tensor:
@@ -68,8 +74,11 @@ class _Listener(Bound):
         before = self._outer
         self._outer = before * q.support_size
         self.points += self._outer * math.prod(q.batch_shape)
+        self.numbers += self._outer * math.prod(q.batch_shape) * width(q)
         value = super().__call__(f, q)
         self._outer = before
+        if before == 1:
+            self.values.append(value.detach())
         return value
 
     def sample(self, logits: Tensor) -> Tensor:
@@ -83,6 +92,17 @@ class _Listener(Bound):
         rollout = super().rollout()
         rollout.on_draw = lambda q: self.laws.append(q.row)
         return rollout
+
+
+class _Replayed(Bound):
+    """Runs the program on values that are given in place of expectations."""
+
+    def __init__(self, values: Iterable[Tensor]) -> None:
+        super().__init__(Reinforce())
+        self._values = iter(values)
+
+    def __call__(self, f: Objective, dist: object) -> Tensor:
+        return next(self._values)
 
 
 class _Scored(Bound):
@@ -124,13 +144,19 @@ class ModelProblem(AbstractProblem):
     ) -> None:
         self.loss_fn, self.params = loss_fn, tensors(params)
         self.heard = listener = _Listener(generator)
-        self.rows = self._losses(listener).numel()
+        state = generator.get_state()
+        losses = self._losses(listener)
+        self.rows = losses.numel()
         if not listener.laws:
             raise ConfigError(
                 "loss_fn never used the `expect` it was given, so there is no random choice to "
                 "audit. Write expect(f, dist), expect.sample(logits) or expect.rollout() in it."
             )
+        generator.set_state(state)
+        self.random = not same(losses, self._losses(_Listener(generator)))
+        self.affine = self.random or listener.sampled or listener.rolled or self._is_affine()
         self.dimensions = sum(x.numel() for x in self.params)
+        self.shape = (self.dimensions,)
         self.dtype, self.device = self.params[0].dtype, self.params[0].device
         places = "one random choice" if len(self.laws) == 1 else f"{len(self.laws)} random choices"
         losses = "one loss" if self.rows == 1 else f"{self.rows:,} losses"
@@ -176,7 +202,9 @@ class ModelProblem(AbstractProblem):
     @torch.enable_grad()
     def exact(self) -> tuple[Tensor, int] | None:
         """Return the exact gradient, float64 (D,), and the points of a row; None if too many."""
-        if self.heard.sampled or self.heard.rolled or self.heard.points > LIMIT:
+        if self.random or self.heard.sampled or self.heard.rolled:
+            return None
+        if self.heard.points > LIMIT or self.heard.numbers > WORK:
             return None
         exact = Exact(torch.Generator(self.device))
         found = exact.gradient(self._losses(exact).double().mean(), self.params)
@@ -189,6 +217,27 @@ class ModelProblem(AbstractProblem):
             words = f"REINFORCE of the whole program, leave-one-out over {_RUNS} runs"
             return [Unbiased("score function", self._scored, _RUNS, words)]
         return found[-1:] if self.heard.rolled else found
+
+    @property
+    def caveat(self) -> str:
+        """What a reference that is drawn has to be read with, a sentence or nothing."""
+        if self.random:
+            return RANDOM
+        return "" if self.affine else _CURVED
+
+    def _is_affine(self) -> bool:
+        """Return whether the loss is affine in the values of expect, along one line at least."""
+        values = self.heard.values
+        try:
+            with torch.no_grad():
+                a, b, c = (
+                    self._losses(_Replayed([v + t * (0.5 + 0.5 * v.abs()) for v in values]))
+                    for t in (0.0, 1.0, 2.0)
+                )
+        except GradthroughError:
+            return False
+        step = (b - a).abs() + (c - b).abs()
+        return bool(((c - 2 * b + a).abs() <= 1e-3 * step + 1e-5 * b.abs()).all())
 
     def _scored(self, n: int, generator: torch.Generator) -> Tensor:
         return torch.stack([self._score_slope(generator) for _ in range(n)])
@@ -235,7 +284,15 @@ class ModelProblem(AbstractProblem):
     def _slope(self, value: Tensor) -> Tensor:
         found: Sequence[Tensor | None] = (None,)
         if value.requires_grad:
-            found = torch.autograd.grad(value, self.params, allow_unused=True)
+            try:
+                found = torch.autograd.grad(value, self.params, allow_unused=True)
+            except RuntimeError as error:
+                if "second time" not in str(error):
+                    raise
+                raise ConfigError(
+                    "loss_fn uses a graph that was made outside of it, and each estimate is a "
+                    "forward pass of its own. Compute the logits within loss_fn."
+                ) from error
         return self._flat(found)
 
     def _flat(self, found: Sequence[Tensor | None]) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -41,11 +42,26 @@ class Unbiased:
     words: str
 
 
+RANDOM = (
+    " f is random itself (dropout, say): there is no exact sum, and that noise is in all figures."
+)
+
+
+def same(first: object, second: object) -> bool:
+    """Return whether two runs gave the same numbers, up to rounding."""
+    if not (isinstance(first, Tensor) and isinstance(second, Tensor)):
+        return True  # what is wrong with them is said elsewhere
+    return first.shape == second.shape and torch.allclose(
+        first.double(), second.double(), rtol=1e-5, atol=0.0, equal_nan=True
+    )
+
+
 class AbstractProblem(abc.ABC):
     """A gradient of D numbers, of a batch mean.
 
     Attributes:
         dimensions: D.
+        shape: of the gradient before it is flattened.
         rows: size of the batch.
         dtype: of the gradient.
         device: where it is.
@@ -53,6 +69,7 @@ class AbstractProblem(abc.ABC):
     """
 
     dimensions: int
+    shape: tuple[int, ...]
     rows: int
     dtype: torch.dtype
     device: torch.device
@@ -77,6 +94,11 @@ class AbstractProblem(abc.ABC):
     @abc.abstractmethod
     def exact(self) -> tuple[Tensor, int] | None:
         """Return the exact gradient, float64 (D,), and the points of a row; None if too many."""
+
+    @property
+    def caveat(self) -> str:
+        """What a reference that is drawn has to be read with, a sentence or nothing."""
+        return ""
 
     @property
     @abc.abstractmethod
@@ -155,7 +177,7 @@ class FunctionProblem(AbstractProblem):
         self.f, self.dist = f, q.with_logits(q.logits.detach())
         logits = self.dist.logits
         self.dimensions, self.dtype, self.device = logits.numel(), logits.dtype, logits.device
-        self.rows = math.prod(q.batch_shape)
+        self.rows, self.shape = math.prod(q.batch_shape), tuple(logits.shape)
         if not self.dimensions:
             raise UnsupportedError(
                 f"there is nothing to audit in logits of shape {tuple(logits.shape)}: they hold no "
@@ -194,9 +216,22 @@ class FunctionProblem(AbstractProblem):
 
     def exact(self) -> tuple[Tensor, int] | None:
         """Return the exact gradient, float64 (D,), and the points of a row; None if too many."""
-        if not enumerable(self.dist):
+        if self.random or not enumerable(self.dist):
             return None
         return exact_gradient(self.f, self.dist), self.dist.support_size
+
+    @functools.cached_property
+    def random(self) -> bool:
+        """Whether f gives another value at the same point: dropout, noise of its own."""
+        with torch.no_grad():
+            point = self.dist.mode().unsqueeze(0)
+            first, second = self.f(point.clone()), self.f(point.clone())
+        return not same(first, second)
+
+    @property
+    def caveat(self) -> str:
+        """What a reference that is drawn has to be read with, a sentence or nothing."""
+        return RANDOM if self.random else ""
 
     @property
     def laws(self) -> list[Distribution]:

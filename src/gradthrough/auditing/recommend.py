@@ -89,7 +89,7 @@ def choose(
         fewer=fewer,
         more=more,
     )
-    return _with_text(found, best, others, unit)
+    return _with_text(found, best, others, reference)
 
 
 def error(row: AuditRow, k: float) -> float:
@@ -121,9 +121,9 @@ def _change(
 
 
 def _with_text(
-    found: Recommendation, best: AuditRow, others: Sequence[AuditRow], unit: float
+    found: Recommendation, best: AuditRow, others: Sequence[AuditRow], reference: Reference
 ) -> Recommendation:
-    k = found.averaging
+    k, unit = found.averaging, reference.norm**2
     if not unit:
         text = (
             "The reference cannot be told from zero: the mean of f does not depend on the logits "
@@ -131,8 +131,9 @@ def _with_text(
         )
         return dataclasses.replace(found, text=text)
     lines = [
+        *_noisy(reference),
         f"Take {best.estimator}. Averaged over {_count(k)} estimates of this size, its gradient "
-        f"is off by {_percent(found.error)} of the gradient's norm: {_parts(best, k, unit)}."
+        f"is off by {_percent(found.error)} of the gradient's norm: {_parts(best, k, unit)}.",
     ]
     if others:
         second = others[0]
@@ -158,6 +159,16 @@ def _with_text(
     if not found.fewer and not found.more and others:
         lines.append("That does not change with the batch size or the number of draws.")
     return dataclasses.replace(found, text=" ".join(line.strip() for line in lines))
+
+
+def _noisy(reference: Reference) -> list[str]:
+    if reference.standard_error < 0.3 * reference.norm:
+        return []
+    share = _percent((reference.standard_error / reference.norm) ** 2)
+    return [
+        f"The reference is off by {share} of the gradient's norm itself, so that biases are hardly "
+        "known: take more replicates, or fewer rows."
+    ]
 
 
 def _parts(row: AuditRow, k: float, unit: float) -> str:

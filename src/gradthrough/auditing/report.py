@@ -203,6 +203,7 @@ class AuditReport:
         text = page(self)
         if path is not None:
             target = Path(path)
+            target.parent.mkdir(parents=True, exist_ok=True)
             whole = target.with_name(target.name + ".part")
             whole.write_text(text, encoding="utf-8")
             whole.replace(target)

@@ -20,11 +20,19 @@ from ..rollout import Bound
 
 LIMIT = 10**7  # points of one row times rows
 _PART = 2**16  # of those at once
+_NUMBERS = 2**22  # that such points hold, at once
+WORK = 2 * 10**10  # and in all
 
 
 def enumerable(dist: Distribution) -> bool:
     """Return whether the support is small enough for a sum over all rows."""
-    return dist.support_size * math.prod(dist.batch_shape) <= LIMIT
+    points = dist.support_size * math.prod(dist.batch_shape)
+    return points <= LIMIT and points * width(dist) <= WORK
+
+
+def width(dist: Distribution) -> int:
+    """Return how many numbers a point of one row holds, one-hot."""
+    return dist.classes * math.prod(dist.event_shape)
 
 
 def exact_gradient(f: Objective, dist: Distribution) -> Tensor:
@@ -143,7 +151,8 @@ def _weighed(f: Objective, dist: Distribution, points: Tensor) -> tuple[Tensor, 
 
 def slices(dist: Distribution, most: int | None = None) -> Iterator[Tensor]:
     """Yield the points (n, *batch, *event[, C]) of the support, part by part."""
-    size = max(1, (most or _PART) // max(math.prod(dist.batch_shape), 1))
+    rows = max(math.prod(dist.batch_shape), 1)
+    size = max(1, min((most or _PART) // rows, _NUMBERS // (rows * width(dist))))
     c, event, lead = dist.classes, dist.event_shape, (1,) * len(dist.batch_shape)
     places = [c**i for i in range(math.prod(event))]
     device = dist.logits.device

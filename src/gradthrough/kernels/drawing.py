@@ -70,7 +70,8 @@ def _class_by_class(p: Tensor, u: Tensor) -> Tensor:
 def _search(p: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
     """Draw from weights p (R, C) with u (R, N); return the indices (R, N), and the cdf (R, C)."""
     cdf = p.to(torch.float64, copy=True).cumsum_(-1)
-    index = torch.searchsorted(cdf, u * (cdf[:, -1:] * _BELOW), right=True)
+    threshold = (u * (cdf[:, -1:] * _BELOW)).contiguous()  # or torch copies it, and warns
+    index = torch.searchsorted(cdf, threshold, right=True)
     return index.clamp_max_(p.shape[-1] - 1), cdf  # NaN is beyond all
 
 
