@@ -16,6 +16,7 @@ from .rows import Reference
 from .support import LIMIT
 
 _CHUNK = 2**26  # bytes that the estimates of a chunk may hold together
+_TOGETHER = 2**18  # numbers that gradients hold which are drawn one by one and summed together
 _DRAWS = 50  # at least, of a reference that is drawn
 
 
@@ -24,7 +25,7 @@ def chunk_size(problem: AbstractProblem, one_bytes: int | None, chunk: int | Non
     if chunk is not None:
         return chunk
     if not problem.vectorised or not one_bytes:
-        return 16
+        return max(1, min(16, _TOGETHER // problem.dimensions))
     return max(1, min(256, _CHUNK // one_bytes))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -34,9 +35,10 @@ class Moments:
         self.count = 0
         self._sums = centre.new_zeros(groups, len(centre))  # about the centre
         self._sizes = centre.new_zeros(groups)
-        self._spread: list[Tensor] = []
-        self._error: list[Tensor] = []
-        self._cosines: list[Tensor] = []
+        # Numbers, not tensors: those would lie between large blocks and keep them from being freed.
+        self._spread: list[float] = []
+        self._error: list[float] = []
+        self._cosines: list[float] = []
 
     def add(self, gradients: Tensor) -> None:
         """Take in gradients (n, D)."""
@@ -47,16 +49,16 @@ class Moments:
         self._sums.index_add_(0, places, deviation)
         self._sizes.index_add_(0, places, torch.ones_like(deviation[:, 0]))
         self.count += len(deviation)
-        self._spread.append(deviation.square().sum(-1).cpu())
+        self._spread += _numbers(deviation.square().sum(-1))
         if self.reference is None:
             return
         # ||g - r||^2 and <g, r> from g - c: no second tensor of the chunk's size.
         away = self.centre - self.reference
         shifted = deviation.add_(away)
-        self._error.append(shifted.square().sum(-1).cpu())
+        self._error += _numbers(shifted.square().sum(-1))
         g = shifted.add_(self.reference)
         norms = (g.square().sum(-1) * self.reference.square().sum()).sqrt()
-        self._cosines.append(torch.where(norms > 0, (g @ self.reference) / norms, 0.0).cpu())
+        self._cosines += _numbers(torch.where(norms > 0, (g @ self.reference) / norms, 0.0))
 
     @property
     def mean(self) -> Tensor:
@@ -75,19 +77,23 @@ class Moments:
         About a centre that misses the mean by d they are too large by d^2 on average, which is
         taken off, and n - 1 of n are left as in every variance.
         """
-        squares = torch.cat(self._spread)
+        squares = torch.tensor(self._spread, dtype=torch.float64)
         excess = (self._sums.sum(0) / self.count).square().sum().cpu()
         return (squares - excess) * (self.count / max(self.count - 1, 1))
 
     @property
     def errors(self) -> Tensor:
         """Squared distances from the reference, float64 (count,)."""
-        return torch.cat(self._error)
+        return torch.tensor(self._error, dtype=torch.float64)
 
     @property
     def cosines(self) -> Tensor:
         """Cosines with the reference, float64 (count,)."""
-        return torch.cat(self._cosines)
+        return torch.tensor(self._cosines, dtype=torch.float64)
+
+
+def _numbers(x: Tensor) -> list[float]:
+    return cast("list[float]", x.tolist())
 
 
 @dataclass(frozen=True)
