@@ -486,7 +486,7 @@ def test_who_cannot_serve_gets_a_sentence_and_the_others_are_measured():
 
 @pytest.mark.parametrize("evaluations", [1, 2, 5, 8])
 def test_all_spend_as_many_evaluations_as_fit(evaluations, monkeypatch):
-    module = importlib.import_module("gradthrough.auditing.audit")  # without the stopwatch
+    module = importlib.import_module("gradthrough.auditing.engine")  # without the stopwatch
     monkeypatch.setattr(module, "halves", lambda steps: dict.fromkeys(steps, (0.0, 0.0)))
     for q in (law(CLASSES, 2), law(BITS, 2)):
         points = []

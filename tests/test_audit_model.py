@@ -9,7 +9,8 @@ import torch
 
 import gradthrough as gt
 from gradthrough.auditing import support
-from gradthrough.auditing.model import ModelProblem, over_batches, tensors
+from gradthrough.auditing.batches import over_batches
+from gradthrough.auditing.model import ModelProblem, tensors
 from gradthrough.auditing.support import exact_gradient
 from problems import F64, normal, refuses
 
@@ -19,7 +20,7 @@ ROWS, LATENTS, C, WIDTH = 5, 2, 3, 4
 @pytest.fixture(autouse=True)
 def untimed(monkeypatch):
     """Leave out the stopwatch, which takes most of a small audit."""
-    module = importlib.import_module("gradthrough.auditing.audit")
+    module = importlib.import_module("gradthrough.auditing.engine")
     monkeypatch.setattr(module, "halves", lambda steps: dict.fromkeys(steps, (0.1, 0.2)))
 
 

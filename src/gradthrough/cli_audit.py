@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ._errors import ConfigError
 from .auditing.audit import audit, audit_model
-from .auditing.model import sites
+from .auditing.listening import sites
 from .auditing.report import AuditReport
 from .bench import checkpoint, records
 from .bench.seeds import Seeds

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TypedDict, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from .._errors import ConfigError, GradthroughError, ShapeError, UnsupportedError
-from .._types import Objective
 from ..distributions.base import Distribution
-from ..distributions.convert import as_distribution
-from ..estimators import RLOO, AbstractEstimator, Reinforce
+from ..estimators import AbstractEstimator
 from ..expect import admit
-from ..rollout import Bound, Rollout
+from ..rollout import Bound
+from .listening import Listener, Replayed, Scored
 from .problem import RANDOM, AbstractProblem, Unbiased, fitting, same
-from .support import LIMIT, WORK, Exact, width
+from .support import LIMIT, WORK, Exact
 
 _CURVED = (
     " The loss is not affine in the values of expect, so that no estimator of its gradient is "
@@ -54,82 +52,6 @@ def tensors(params: Parameters) -> list[Tensor]:
     return kept
 
 
-class _Listener(Bound):
-    """Runs the program once, with plain samples, and notes where it makes its choices."""
-
-    def __init__(self, generator: torch.Generator) -> None:
-        super().__init__(Reinforce(), 1, generator)
-        self.laws: list[Distribution] = []
-        self.functions: list[Objective] = []  # what is summed over, for the choices that say so
-        self.sampled = self.rolled = False
-        self.points = 0  # of a sum over all supports; nested ones multiply
-        self.numbers = 0  # that those points hold
-        self.values: list[Tensor] = []  # of the choices that lie in no other
-        self._outer = 1
-
-    def __call__(self, f: Objective, dist: object) -> Tensor:
-        q = as_distribution(dist)
-        self.laws.append(q)
-        self.functions.append(f)
-        before = self._outer
-        self._outer = before * q.support_size
-        self.points += self._outer * math.prod(q.batch_shape)
-        self.numbers += self._outer * math.prod(q.batch_shape) * width(q)
-        value = super().__call__(f, q)
-        self._outer = before
-        if before == 1:
-            self.values.append(value.detach())
-        return value
-
-    def sample(self, logits: Tensor) -> Tensor:
-        q = as_distribution(logits)
-        self.laws.append(q)
-        self.sampled = True
-        return q.with_logits(q.logits.detach()).sample(generator=self.generator)
-
-    def rollout(self) -> Rollout:
-        self.rolled = True
-        rollout = super().rollout()
-        rollout.on_draw = lambda q: self.laws.append(q.row)
-        return rollout
-
-
-class _Replayed(Bound):
-    """Runs the program on values that are given in place of expectations."""
-
-    def __init__(self, values: Iterable[Tensor]) -> None:
-        super().__init__(Reinforce())
-        self._values = iter(values)
-
-    def __call__(self, f: Objective, dist: object) -> Tensor:
-        return next(self._values)
-
-
-class _Scored(Bound):
-    """Plain samples, with the log-probability of all of them: for REINFORCE of whole programs."""
-
-    def __init__(self, generator: torch.Generator) -> None:
-        super().__init__(RLOO(), 2, generator)
-        self.log_probs: list[Tensor] = []
-
-    def sample(self, logits: Tensor) -> Tensor:
-        q = as_distribution(logits)
-        z = q.with_logits(q.logits.detach()).sample(generator=self.generator)
-        self.log_probs.append(q.log_prob(z))
-        return z
-
-
-def sites(
-    loss_fn: Callable[[Bound], Tensor], generator: torch.Generator
-) -> list[tuple[Objective, Distribution]]:
-    """Return the f and the law of each choice that a program makes through ``expect(f, dist)``."""
-    listener = _Listener(generator)
-    loss_fn(listener)
-    if listener.sampled or listener.rolled:
-        raise ConfigError("a program that samples has no f that its choices could be audited with.")
-    return list(zip(listener.functions, listener.laws, strict=True))
-
-
 class ModelProblem(AbstractProblem):
     """The gradient of a program's mean loss in some of its parameters.
 
@@ -143,7 +65,7 @@ class ModelProblem(AbstractProblem):
         self, loss_fn: Callable[[Bound], Tensor], params: Parameters, generator: torch.Generator
     ) -> None:
         self.loss_fn, self.params = loss_fn, tensors(params)
-        self.heard = listener = _Listener(generator)
+        self.heard = listener = Listener(generator)
         state = generator.get_state()
         losses = self._losses(listener)
         self.rows = losses.numel()
@@ -153,7 +75,7 @@ class ModelProblem(AbstractProblem):
                 "audit. Write expect(f, dist), expect.sample(logits) or expect.rollout() in it."
             )
         generator.set_state(state)
-        self.random = not same(losses, self._losses(_Listener(generator)))
+        self.random = not same(losses, self._losses(Listener(generator)))
         self.affine = self.random or listener.sampled or listener.rolled or self._is_affine()
         self.dimensions = sum(x.numel() for x in self.params)
         self.shape = (self.dimensions,)
@@ -231,7 +153,7 @@ class ModelProblem(AbstractProblem):
         try:
             with torch.no_grad():
                 a, b, c = (
-                    self._losses(_Replayed([v + t * (0.5 + 0.5 * v.abs()) for v in values]))
+                    self._losses(Replayed([v + t * (0.5 + 0.5 * v.abs()) for v in values]))
                     for t in (0.0, 1.0, 2.0)
                 )
         except GradthroughError:
@@ -247,7 +169,7 @@ class ModelProblem(AbstractProblem):
         """Return ``mean_k [grad L_k + (L_k - mean of the others) grad log q(z_k)]``."""
         losses, scores = list[Tensor](), list[Tensor]()
         for _ in range(_RUNS):
-            run = _Scored(generator)
+            run = Scored(generator)
             found = self._losses(run).flatten()
             b = len(found)
             # Row by row where rows can be told apart, from samples within an expectation and
@@ -305,41 +227,3 @@ class ModelProblem(AbstractProblem):
             )
         pairs = zip(found, self.params, strict=True)
         return torch.cat([(torch.zeros_like(p) if x is None else x).flatten() for x, p in pairs])
-
-
-class Variances(TypedDict):
-    """The two parts of the variance of a gradient."""
-
-    minibatch_variance: float
-    sampling_variance: float
-
-
-def over_batches(
-    problems: Sequence[AbstractProblem],
-    estimator: AbstractEstimator,
-    samples: int,
-    replicates: int,
-    generator: torch.Generator,
-) -> Variances:
-    r"""Return ``tr Var E[g | batch]`` and ``E tr Var[g | batch]``, neither with a bias.
-
-    Args:
-        problems: one for each batch, at least 2.
-        estimator: of the gradient g.
-        samples: of each estimate.
-        replicates: estimates in all; each batch gets the same share, at least 2.
-        generator: of the draws.
-    """
-    n = max(2, replicates // len(problems))
-    within, means = 0.0, list[Tensor]()
-    for problem in problems:
-        first = problem.gradients(estimator, samples, 1, generator)[0].double()
-        total, squares = torch.zeros_like(first), 0.0
-        for _ in range(n):
-            away = problem.gradients(estimator, samples, 1, generator)[0].double() - first
-            total += away
-            squares += float(away.square().sum())
-        within += (squares - float(total.square().sum()) / n) / (n - 1) / len(problems)
-        means.append(first + total / n)
-    between = float(torch.stack(means).var(0).sum()) - within / n
-    return Variances(minibatch_variance=max(between, 0.0), sampling_variance=within)
