@@ -914,15 +914,18 @@ def test_a_given_reference_has_the_shape_of_the_logits():
         gt.audit(f, torch.zeros(2, 3), ["st"], reference=torch.zeros(3, 2))
 
 
-def test_a_reference_that_is_mostly_noise_is_said_to_be():
-    f = lambda z: z[..., 0] + 1e3  # noqa: E731
-    report = gt.audit(
-        f,
-        torch.zeros(2, 400),
-        ["rloo"],
-        replicates=20,
-        reference="score function",
-        generator=torch.Generator().manual_seed(0),
+@pytest.mark.parametrize(("error", "said"), [(0.1, False), (0.5, True), (3.0, True)])
+def test_a_reference_that_is_mostly_noise_is_said_to_be(error, said):
+    found = choose(THREE, dataclasses.replace(FAR, norm=1.0, standard_error=error))
+    assert ("hardly known" in found.text) == said
+
+
+def test_a_direction_that_is_mostly_noise_has_no_cosine():
+    draw = lambda n, generator: torch.randn(n, 50, generator=generator, dtype=F64)  # noqa: E731
+    kinds = {"replicates": 100, "chunk": 50, "groups": 20, "generator": seeded()}
+    own = moments_of(draw, **kinds, reference=torch.ones(50, dtype=F64))
+    noisy, sure = (
+        Target(torch.ones(50, dtype=F64), torch.ones(20, 50, dtype=F64), v) for v in (40.0, 1.0)
     )
-    assert report.reference.standard_error > 0.5 * report.reference.norm
-    assert "hardly known" in str(report.recommend()) or report.reference.norm == 0.0
+    assert math.isnan(compare(own, noisy, 0.0)["cosine"])
+    assert not math.isnan(compare(own, sure, 0.0)["cosine"])

@@ -512,3 +512,11 @@ def test_a_batch_that_cannot_be_audited_is_named():
             batches=[torch.ones(2, 3), torch.full((2, 3), torch.nan)],
             replicates=20,
         )
+
+
+def test_what_is_no_program_and_no_batches_is_refused():
+    theta = torch.zeros(3, requires_grad=True)
+    with refuses(gt.UnsupportedError, "int", "forward pass"):
+        gt.audit_model(5, theta)
+    with refuses(gt.ConfigError, "3", "at least two"):
+        gt.audit_model(lambda expect, x: expect(lambda z: z[..., 0], theta), theta, batches=3)

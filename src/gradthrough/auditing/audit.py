@@ -146,6 +146,10 @@ def audit_model(
     seeds = torch.Generator(watched[0].device).manual_seed(settings.seed)
     if batches is None:
         return run(ModelProblem(loss_fn, watched, seeds), chosen, settings)
+    if not isinstance(batches, Iterable):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise ConfigError(
+            f"batches must be batches of data, but {batches!r} came. Pass a list of at least two."
+        )
     problems: list[AbstractProblem] = []
     for i, batch in enumerate(batches):
         try:

@@ -64,6 +64,11 @@ class ModelProblem(AbstractProblem):
     def __init__(
         self, loss_fn: Callable[[Bound], Tensor], params: Parameters, generator: torch.Generator
     ) -> None:
+        if not callable(loss_fn):
+            raise UnsupportedError(
+                f"loss_fn must be callable, but a {type(loss_fn).__name__} came. Pass your forward "
+                "pass: a function of `expect` that returns losses (B,)."
+            )
         self.loss_fn, self.params = loss_fn, tensors(params)
         self.heard = listener = Listener(generator)
         state = generator.get_state()

@@ -172,7 +172,10 @@ class FunctionProblem(AbstractProblem):
 
     def __init__(self, f: Objective, dist: object) -> None:
         if not callable(f):
-            raise UnsupportedError(f"f must be callable, but a {type(f).__name__} came.")
+            raise UnsupportedError(
+                f"f must be callable, but a {type(f).__name__} came. Pass a function of points (N, "
+                "*batch, *event[, C]) that returns values (N, *batch)."
+            )
         q = as_distribution(dist)
         self.f, self.dist = f, q.with_logits(q.logits.detach())
         logits = self.dist.logits
