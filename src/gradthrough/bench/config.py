@@ -13,6 +13,7 @@ from .options import added, plain
 Optimizer = Literal["adam", "radam", "sgd"]
 Precision = Literal["32-true", "bf16-mixed"]
 Compile = Literal["none", "default", "reduce-overhead"]
+Schedule = Literal["none", "cosine", "plateau"]
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,16 @@ class RunConfig:
         compile: mode of torch.compile for the training step, "none" for eager code;
             "reduce-overhead" records CUDA graphs and wants a CUDA device. The noise is the same,
             the rounding is not.
+        momentum: of sgd, in [0, 1).
+        weight_decay: of every optimizer, >= 0.
+        clip: norm to which the gradient of the weights is cut before each step, > 0.
+        schedule: what moves the learning rate, once for each epoch: "cosine" takes it to `lr_end`
+            after the last epoch; "plateau" halves it when the headline metric on the split "valid"
+            has not become better in more than `patience` evaluations.
+        lr_end: where "cosine" ends, >= 0.
+        patience: of "plateau", >= 0.
+        tau_end: tau of the last epoch, > 0; between the first, which the options say, and the last
+            it moves linearly. None: it stays.
 
     Raises:
         ConfigError: unknown names; options that exclude one another.
@@ -63,13 +74,26 @@ class RunConfig:
     precision: Precision = "32-true"
     tuning_lr: float | None = added(None)
     evaluate_every: int = added(1)
-    compile: Compile = added("none")  # noqa: RUF009 - it makes a field
+    # added() makes a field.
+    compile: Compile = added("none")  # noqa: RUF009
+    momentum: float = added(0.0)
+    weight_decay: float = added(0.0)
+    clip: float | None = added(None)
+    schedule: Schedule = added("none")  # noqa: RUF009
+    lr_end: float = added(0.0)
+    patience: int = added(2)
+    tau_end: float | None = added(None)
 
     def __post_init__(self) -> None:
         built = self.build_estimator()  # refuses unknown keys and options
         if self.samples is None:
             object.__setattr__(self, "samples", built.traits.min_samples)
-        names = {"optimizer": Optimizer, "precision": Precision, "compile": Compile}
+        names = {
+            "optimizer": Optimizer,
+            "precision": Precision,
+            "compile": Compile,
+            "schedule": Schedule,
+        }
         for name, known in names.items():
             if getattr(self, name) not in get_args(known):
                 raise ConfigError(
@@ -86,15 +110,35 @@ class RunConfig:
             )
         if getattr(built, "antithetic", False) and (self.samples or 1) % 2:
             raise DomainError(f"antithetic draws come in pairs, but samples is {self.samples}.")
-        for name in ("lr", "tuning_lr"):
-            rate = getattr(self, name)
-            if rate is not None and not 0 < rate < float("inf"):
-                raise DomainError(f"{name} must be finite and above 0, but is {rate}.")
-        if self.compile != "none" and self.tuning_lr is not None:
+        for name in ("lr", "tuning_lr", "clip", "tau_end"):
+            number = getattr(self, name)
+            if number is not None and not 0 < number < float("inf"):
+                raise DomainError(f"{name} must be finite and above 0, but is {number}.")
+        for name in ("momentum", "weight_decay", "lr_end", "patience"):
+            end = 1 if name == "momentum" else float("inf")
+            if not 0 <= getattr(self, name) < end:
+                raise DomainError(f"{name} must be in [0, {end}), but is {getattr(self, name)}.")
+        self._check_pairs(built)
+
+    def _check_pairs(self, built: AbstractEstimator) -> None:
+        """Refuse options that exclude one another."""
+        if self.momentum and self.optimizer != "sgd":
             raise ConfigError(
-                f"compile is {self.compile!r} and tuning_lr is {self.tuning_lr}, but a compiled "
-                "step trains no estimator. Leave one of them out."
+                f"momentum is {self.momentum}, but the optimizer is {self.optimizer}. Take "
+                "optimizer='sgd', or leave momentum out."
             )
+        if self.tau_end is not None and not hasattr(built, "tau"):
+            raise ConfigError(
+                f"tau_end is {self.tau_end}, but {self.estimator} has no tau. Leave tau_end out."
+            )
+        if self.compile == "none":
+            return
+        for name in ("tuning_lr", "tau_end"):
+            if getattr(self, name) is not None:
+                raise ConfigError(
+                    f"compile is {self.compile!r} and {name} is {getattr(self, name)}, but a "
+                    "compiled step keeps its estimator as it is. Leave one of them out."
+                )
 
     def build_estimator(self) -> AbstractEstimator:
         """Return the estimator that the run uses."""
@@ -112,8 +156,9 @@ class RunConfig:
 
     @property
     def label(self) -> str:
-        """The estimator's key with its options and the rate at which it learns its own tensors."""
-        tuned = {} if self.tuning_lr is None else {"tuning_lr": self.tuning_lr}
+        """The estimator's key with its options, where tau ends, and the rate of its own tensors."""
+        more = {"tau_end": self.tau_end, "tuning_lr": self.tuning_lr}
+        tuned = {k: v for k, v in more.items() if v is not None}
         options = ", ".join(
             f"{k}={v}" for k, v in (*self.estimator_options.items(), *tuned.items())
         )

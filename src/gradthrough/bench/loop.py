@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -15,14 +13,6 @@ from .config import Precision, RunConfig
 from .seeds import Seeds
 from .task import AbstractTask
 from .tasks import TASKS
-
-# The fused and foreach forms: on a small model the plain loop over tensors costs more than the
-# forward pass. All of them are elementwise, but for the count of the steps.
-OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
-    "adam": partial(torch.optim.Adam, fused=True),
-    "radam": partial(torch.optim.RAdam, foreach=True),
-    "sgd": partial(torch.optim.SGD, fused=True),
-}
 
 CHECK_EVERY = 50  # steps; a look at the loss waits for the device
 
@@ -71,15 +61,30 @@ def steps_of(task: AbstractTask, config: RunConfig, seeds: Seeds) -> int:
 
 
 def metrics(
-    task: AbstractTask, model: nn.Module, seeds: Seeds, *, final: bool
+    task: AbstractTask, model: nn.Module, config: RunConfig, *, epoch: int, final: bool
 ) -> dict[tuple[str, str], float]:
-    """Return the numbers of the held-out splits by (split, metric), in evaluation mode."""
+    """Return the numbers of the held-out splits and of the probe, in evaluation mode.
+
+    Args:
+        task: of the config.
+        model: to look at.
+        config: of the run.
+        epoch: how many are done.
+        final: after the last: the costly numbers alone, and no probe.
+
+    Returns:
+        By (split, metric); the split of a probe is "probe".
+    """
     model.eval()
+    seeds = Seeds(config.seed)
     found = {
         (split, name): value
         for split in ("valid", "test")
         for name, value in task.evaluate(model, split, seeds, final=final).items()
     }
+    if not final:
+        probed = task.probe(model, config, epoch=epoch)
+        found |= {("probe", name): value for name, value in probed.items()}
     model.train()
     return found
 

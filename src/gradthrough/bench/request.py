@@ -32,6 +32,13 @@ class Training:
         precision: as lightning-fabric has it.
         compile: mode of torch.compile for the training step; reduce-overhead: CUDA graphs.
         tuning_lr: learning rate of the estimator's own tensors, which stay fixed by default.
+        momentum: of sgd.
+        weight_decay: of the optimiser.
+        clip: norm to which the gradient of the weights is cut.
+        schedule: of the learning rate: cosine goes to lr_end, plateau halves it.
+        lr_end: where cosine ends.
+        patience: evaluations that plateau waits.
+        tau_end: tau of the last epoch; it moves there linearly.
         evaluate_every: epochs from one evaluation of the held-out splits to the next.
         out: folder of the results.
         experiment: subfolder of the results; the task's name by default.
@@ -51,6 +58,13 @@ class Training:
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
     compile: Literal["none", "default", "reduce-overhead"] = "none"
     tuning_lr: float | None = None
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    clip: float | None = None
+    schedule: Literal["none", "cosine", "plateau"] = "none"
+    lr_end: float = 0.0
+    patience: int = 2
+    tau_end: float | None = None
     evaluate_every: int = 1
     out: Path = Path("runs")
     experiment: str | None = None
@@ -92,6 +106,13 @@ def run_requested(
         tuning_lr=training.tuning_lr,
         evaluate_every=training.evaluate_every,
         compile=training.compile,
+        momentum=training.momentum,
+        weight_decay=training.weight_decay,
+        clip=training.clip,
+        schedule=training.schedule,
+        lr_end=training.lr_end,
+        patience=training.patience,
+        tau_end=training.tau_end,
     )
     out, experiment, accelerator = training.out, training.experiment, training.accelerator
     if len(seeds) == 1:

@@ -12,8 +12,8 @@ from torch.func import functional_call, vmap
 from .._errors import ConfigError
 from ..estimators import AbstractEstimator
 from .config import RunConfig
-from .loop import OPTIMIZERS
 from .noise import Given
+from .optimizers import build
 from .task import AbstractTask
 
 _SHARED = "step"  # what optimizers call their count, the same number for all seeds
@@ -74,7 +74,7 @@ class Stack:
             for name, rows in weights.items()
         ]
         self._buffers = {name: torch.stack(rows) for name, rows in buffers.items()}
-        self._optimizer = OPTIMIZERS[config.optimizer](self._weights, lr=config.lr)
+        self._optimizer = build(config, self._weights)
         if "optimizer" in states[0]:
             self._load([state["optimizer"] for state in states])
         self._one = _Losses(task, model, estimator, config.samples or 1)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,8 @@ from ..distributions.base import Distribution
 from ..estimators.base import AbstractEstimator
 from ..expect import admit, ask
 from ..rollout import Bound
+from . import optimizers
+from .config import RunConfig
 from .options import plain
 from .seeds import Seeds
 
@@ -36,6 +38,10 @@ class Metric:
     title: str
 
 
+# Examples: a tensor, or whatever has a length and gives a share of itself for a slice.
+Batch: TypeAlias = Any
+
+
 class AbstractTask(abc.ABC):
     """A problem to train on. Subclasses are frozen dataclasses: their fields are the options."""
 
@@ -51,11 +57,11 @@ class AbstractTask(abc.ABC):
         """Return a model with fresh weights; torch's global state is left as it was."""
 
     @abc.abstractmethod
-    def batches(self, split: str, seeds: Seeds, *, epoch: int, size: int) -> Iterator[Tensor]:
+    def batches(self, split: str, seeds: Seeds, *, epoch: int, size: int) -> Iterator[Batch]:
         """Yield the batches of one pass, shuffled for the split "train"."""
 
     @abc.abstractmethod
-    def losses(self, model: nn.Module, batch: Tensor, expect: Bound) -> Tensor:
+    def losses(self, model: nn.Module, batch: Batch, expect: Bound) -> Tensor:
         """Return the losses (B,) of a batch; every random choice goes through `expect`."""
 
     @abc.abstractmethod
@@ -65,7 +71,7 @@ class AbstractTask(abc.ABC):
         """Return the metrics of a split, with `final` the costly ones only; {} without data."""
 
     @abc.abstractmethod
-    def latent(self, model: nn.Module, batch: Tensor) -> Distribution:
+    def latent(self, model: nn.Module, batch: Batch) -> Distribution:
         """Return the law of the latents of a batch, for probes of the gradient."""
 
     @abc.abstractmethod
@@ -86,6 +92,20 @@ class AbstractTask(abc.ABC):
     def options(self) -> dict[str, Any]:
         """Return the options as plain data, as a config wants them."""
         return plain(self)
+
+    def optimizers(self, model: nn.Module, config: RunConfig) -> Sequence[torch.optim.Optimizer]:
+        """Return the optimizers, which all step after each batch; `schedule` moves the first."""
+        return (optimizers.build(config, model.parameters()),)
+
+    def probe(self, model: nn.Module, config: RunConfig, *, epoch: int) -> dict[str, float]:
+        """Return what else there is to measure, of the model as it is, {} for nothing.
+
+        Args:
+            model: in evaluation mode.
+            config: of the run: whose estimator, and how it trains.
+            epoch: how many are done.
+        """
+        return {}
 
     def pictures(self, model: nn.Module, seeds: Seeds) -> dict[str, Tensor]:
         """Return grey pictures (height, width) in [0, 1] to look at, by name."""

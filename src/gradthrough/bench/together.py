@@ -71,8 +71,14 @@ def run_together(
             "that an estimator chose. Leave compile out, or train the seeds one by one, with "
             "--seed."
         )
+    _check_alone(config)
     fabric = loop.launch(accelerator, 1, config.precision)
     task = task or loop.build_task(config)
+    if type(task).optimizers is not AbstractTask.optimizers:
+        raise ConfigError(
+            f"{config.task} has optimizers of its own, but several seeds at once share one. Train "
+            "the seeds one by one, with --seed."
+        )
     task.prepare(fabric.device)
     members: list[Member] = []
     with ExitStack() as locks:
@@ -84,6 +90,17 @@ def run_together(
         _train(fabric, config, task, members, progress)
         models = [_model(task, m) if m.whole else None for m in members]
         return [m.journal.result(task, x) for m, x in zip(members, models, strict=True)]
+
+
+def _check_alone(config: RunConfig) -> None:
+    """Refuse what looks at the whole model, or moves from epoch to epoch: seeds share a step."""
+    plain = {"clip": None, "schedule": "none", "tau_end": None}
+    for name, none in plain.items():
+        if (value := getattr(config, name)) != none:
+            raise ConfigError(
+                f"{name} is {value!r}, but several seeds at once share one optimizer. Leave it "
+                "out, or train the seeds one by one, with --seed."
+            )
 
 
 def _train(
@@ -167,7 +184,7 @@ def _note(setting: Setting, epoch: Epoch, stack: Stack, seconds: float) -> None:
         found = {("train", task.metrics[0].name): losses[i]}
         m.state = stack.state(i)
         if journal.epoch % config.evaluate_every == 0 or journal.epoch == config.epochs:
-            found |= loop.metrics(task, stack.model(i), m.seeds, final=False)
+            found |= loop.metrics(task, stack.model(i), m.config, epoch=journal.epoch, final=False)
         journal.write(found)
         journal.save(m.state)
 
@@ -175,7 +192,7 @@ def _note(setting: Setting, epoch: Epoch, stack: Stack, seconds: float) -> None:
 def _finish(setting: Setting, m: Member) -> None:
     model = setting.network
     model.load_state_dict(m.state["model"])
-    found = loop.metrics(setting.task, model, m.seeds, final=True)
+    found = loop.metrics(setting.task, model, m.config, epoch=m.journal.epoch, final=True)
     loop.draw_pictures(setting.task, model, m.seeds, m.journal.path)
     m.end("done", None, found)
 

@@ -18,9 +18,10 @@ from .compiled import CompiledLosses
 from .config import RunConfig
 from .journal import Journal, Result
 from .loop import DivergedError
+from .optimizers import Schedule, tempered
 from .progress import Progress
 from .seeds import Seeds
-from .task import AbstractTask
+from .task import AbstractTask, Batch
 from .tuning import Tuning
 
 
@@ -73,15 +74,17 @@ class _Run:
         self.seeds = Seeds(config.seed)
         task.prepare(fabric.device)
         model = task.model(self.seeds)
-        optimizer = loop.OPTIMIZERS[config.optimizer](model.parameters(), lr=config.lr)
-        wrapped: Any = fabric.setup(model, optimizer)
-        self.model, self.optimizer = wrapped
+        optimizers = task.optimizers(model, config)
+        self.schedule = Schedule(config, optimizers[0], task.metrics[0].better)
+        wrapped: Any = fabric.setup(model, *optimizers)
+        self.model, *self.optimizers = wrapped
         self.generator = torch.Generator(fabric.device)
         estimator = config.build_estimator()
         self.refusal = task.refuses(estimator)
         self.tuning = None if self.refusal else self._tuning(estimator)
         if self.tuning is not None:
             estimator = self.tuning.estimator
+        self.estimator = estimator
         self.bound = Bound(estimator, samples=config.samples or 1, generator=self.generator)
         self.compiled = None if self.refusal else self._compiled(estimator)
         self.journal = Journal(
@@ -124,7 +127,7 @@ class _Run:
             self._train()
         except DivergedError as why:
             return self._end("diverged", str(why))
-        found = loop.metrics(self.task, self.model, self.seeds, final=True)
+        found = self._metrics(final=True)
         if self.fabric.is_global_zero:
             loop.draw_pictures(self.task, self.model, self.seeds, journal.path)
         return self._end("done", None, found)
@@ -140,8 +143,11 @@ class _Run:
                 journal.epoch += 1
                 journal.seconds += time.perf_counter() - began
                 found = {("train", self.task.metrics[0].name): loss}
-                if journal.epoch % config.evaluate_every == 0 or journal.epoch == config.epochs:
-                    found |= loop.metrics(self.task, self.model, self.seeds, final=False)
+                last = journal.epoch == config.epochs
+                if evaluated := last or journal.epoch % config.evaluate_every == 0:
+                    found |= self._metrics(final=False)
+                watched = found.get(("valid", self.task.metrics[0].name))
+                self.schedule.step(watched, evaluated=evaluated)
                 journal.write(found)
                 journal.save(self._state())
                 self.fabric.barrier()
@@ -151,6 +157,7 @@ class _Run:
         rank, world = self.fabric.global_rank, self.fabric.world_size
         journal, counter = self.journal, self.compiled or self.bound
         self.generator.manual_seed(self.seeds.of("noise", journal.epoch, rank))
+        self.bound.estimator = tempered(self.estimator, self.config, journal.epoch)
         total = torch.zeros((), dtype=torch.float64, device=self.fabric.device)
         count = 0
         batches = self.task.batches(
@@ -173,7 +180,7 @@ class _Run:
         journal.evaluations += int(sums[2])
         return float(sums[0] / sums[1])
 
-    def _train_step(self, batch: Tensor, weight: float) -> Tensor:
+    def _train_step(self, batch: Batch, weight: float) -> Tensor:
         """Step on this device's share of a batch; devices count by how many examples they have."""
         self.bound.tuning_losses.clear()
         try:
@@ -185,13 +192,17 @@ class _Run:
         for tuning in self.bound.tuning_losses if weight else ():
             loss = loss + tuning * weight
         self.fabric.backward(loss)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        if self.config.clip is not None:
+            norm = torch.nn.utils.clip_grad_norm_
+            norm(self.model.parameters(), self.config.clip)
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
         if self.tuning is not None:
             self.tuning.step()
         return losses.detach()
 
-    def _losses(self, batch: Tensor) -> Tensor:
+    def _losses(self, batch: Batch) -> Tensor:
         if self.compiled is None:
             return self.task.losses(self.model, batch, self.bound)
         with self.fabric.autocast():
@@ -215,14 +226,22 @@ class _Run:
     def _result(self, whole: bool) -> Result:
         return self.journal.result(self.task, self.model.module if whole else None)
 
+    def _metrics(self, *, final: bool) -> dict[tuple[str, str], float]:
+        epoch = self.journal.epoch
+        return loop.metrics(self.task, self.model, self.config, epoch=epoch, final=final)
+
     def _state(self) -> dict[str, Any]:
-        model = self.model.module.state_dict()
-        optimizer = self.optimizer.state_dict()
+        first, *others = (optimizer.state_dict() for optimizer in self.optimizers)
+        state = {"model": self.model.module.state_dict(), "optimizer": first}
+        further = {"further_optimizers": others} if others else {}
         tuning = {} if self.tuning is None else {"tuning": self.tuning.state()}
-        return {"model": model, "optimizer": optimizer} | tuning
+        return state | further | self.schedule.state() | tuning
 
     def _restore(self, state: dict[str, Any]) -> None:
         self.model.module.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        states = (state["optimizer"], *state.get("further_optimizers", ()))
+        for optimizer, one in zip(self.optimizers, states, strict=True):
+            optimizer.load_state_dict(one)
+        self.schedule.restore(state)
         if self.tuning is not None:
             self.tuning.restore(state["tuning"])
