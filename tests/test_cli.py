@@ -15,6 +15,7 @@ from gradthrough.bench.config import RunConfig
 from gradthrough.bench.demo import demo
 from gradthrough.bench.tasks.bernoulli_vae import BernoulliVAE
 from gradthrough.bench.tasks.vae import VAE
+from gradthrough.bench.typed import as_declared
 
 RUN = "bench run vae --dataset digits --latents 2 --classes 3 --hidden 16 8 --epochs 1".split()
 README = Path(__file__).parents[1] / "README.md"
@@ -122,9 +123,9 @@ def test_options_that_can_be_typed_are_offered_and_no_others():
             typed = any(m in (int, float, bool, str) or get_origin(m) is Literal for m in members)
             assert (name in offered) >= typed
     assert "proposal" not in offered  # a distribution
-    assert cli.as_declared("gumbel_rao", {"tau": 1, "k": 10}) == {"tau": 1.0, "k": 10}
-    assert type(cli.as_declared("gumbel_rao", {"tau": 1})["tau"]) is float
-    assert type(cli.as_declared("gumbel_rao", {"k": 10})["k"]) is int
+    assert as_declared(gt.GumbelRao, {"tau": 1, "k": 10}) == {"tau": 1.0, "k": 10}
+    assert type(as_declared(gt.GumbelRao, {"tau": 1})["tau"]) is float
+    assert type(as_declared(gt.GumbelRao, {"k": 10})["k"]) is int
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import sys
-import types
 import typing
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -144,27 +143,11 @@ def option_names(kind: type) -> list[str]:
     return [f.name for f in dataclasses.fields(kind)] if dataclasses.is_dataclass(kind) else []
 
 
-def _simple(hint: object) -> list[object]:
-    """Return the members of a type that a command line can give: no tensor, no network."""
-    members = typing.get_args(hint) if _is_union(hint) else (hint,)
-    plain = (float, int, bool, str)
-    return [m for m in members if m in plain or typing.get_origin(m) is Literal]
-
-
-def _is_union(hint: object) -> bool:
-    return typing.get_origin(hint) in (typing.Union, types.UnionType)
-
-
-def typed_options(kind: type) -> dict[str, list[object]]:
-    """Return, for each option that a command line can give, the types it takes."""
-    hints = typing.get_type_hints(kind)
-    found = {name: _simple(hints[name]) for name in option_names(kind)}
-    return {name: members for name, members in found.items() if members}
-
-
 def estimator_options() -> type:
     """Return a dataclass with every option of every estimator, all of them unset."""
     import tyro
+
+    from .bench.typed import typed_options
 
     members: dict[str, list[object]] = {}  # of one name, every type that some estimator takes
     users: dict[str, list[str]] = {}
@@ -184,19 +167,6 @@ def estimator_options() -> type:
         for name, found in members.items()
     ]
     return dataclasses.make_dataclass("EstimatorOptions", fields)
-
-
-def as_declared(key: str, options: dict[str, Any]) -> dict[str, Any]:
-    """Return options as their estimator declares them: 1 is 1.0 where it wants a float.
-
-    An option of that name may be a whole number elsewhere, and the key of a config tells the two
-    apart.
-    """
-    types_of = typed_options(ESTIMATORS[key]) if key in ESTIMATORS else {}
-    return {
-        name: float(value) if type(value) is int and int not in types_of.get(name, [int]) else value
-        for name, value in options.items()
-    }
 
 
 def _run_command(name: str, kind: type[AbstractTask]) -> Callable[..., None]:
@@ -229,10 +199,12 @@ def train(name: str, task: AbstractTask, training: Training, options: dict[str, 
     import torch
 
     from .bench.request import run_requested
+    from .bench.typed import as_declared
 
     if training.threads is not None:
         torch.set_num_threads(training.threads)
-    options = as_declared(training.estimator, options)
+    if training.estimator in ESTIMATORS:
+        options = as_declared(ESTIMATORS[training.estimator], options)
     for result in run_requested(name, task, training, options):
         last = {f"{r.split} {r.metric}": r.value for r in result.records if r.kind == "metric"}
         head = f"{result.config.label} seed {result.config.seed}: {result.status}"
