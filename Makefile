@@ -10,12 +10,13 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 BENCH := $(VENV)/.stamp-bench
 DEV := $(VENV)/.stamp-dev
 PEERS := $(VENV)/.stamp-peers
+DOCS := $(VENV)/.stamp-docs
 PINS := pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo bench test lint types format wheel-check clean
+.PHONY: help demo bench test lint types docs format wheel-check clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -36,6 +37,10 @@ lint: $(DEV) ## check style and format
 types: $(DEV) ## check the types
 	$(BIN)/pyright
 
+docs: $(DOCS) ## build the documentation into docs/_build; a warning is an error
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build
+	@echo 'docs/_build/index.html is built.'
+
 format: $(DEV) ## rewrite the files in the project's format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -48,7 +53,7 @@ wheel-check: $(DEV) ## build the wheel; run the README's examples with it and to
 	"$$dir/venv/bin/python" -I -W 'ignore:Failed to initialize NumPy' scripts/check_wheel.py README.md
 
 clean: ## remove .venv and all that was built or cached
-	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist docs/_build .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/bin/pip:
@@ -64,11 +69,16 @@ $(BENCH): $(PINS) | $(VENV)/bin/pip
 	@touch $@
 
 $(DEV): $(PINS) | $(VENV)/bin/pip
-	@echo 'Installing .[bench,dev] into $(VENV): minutes, the first time'
-	@$(PIP) install --quiet -c constraints.txt -e '.[bench,dev]'
+	@echo 'Installing .[bench,cluster,dev] into $(VENV): minutes, the first time'
+	@$(PIP) install --quiet -c constraints.txt -e '.[bench,cluster,dev]'
 	@touch $(BENCH) $@
 
 $(PEERS): $(PINS) | $(VENV)/bin/pip
 	@echo 'Installing .[bench,peers] into $(VENV): minutes, the first time'
 	@$(PIP) install --quiet -c constraints.txt -e '.[bench,peers]'
+	@touch $(BENCH) $@
+
+$(DOCS): $(PINS) | $(VENV)/bin/pip
+	@echo 'Installing .[bench,docs] into $(VENV): minutes, the first time'
+	@$(PIP) install --quiet -c constraints.txt -e '.[bench,docs]'
 	@touch $(BENCH) $@

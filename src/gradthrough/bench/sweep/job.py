@@ -43,15 +43,24 @@ class Job:
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain data, ready for JSON."""
-        data: dict[str, Any] = {"seeds": list(self.seeds), "experiment": self.experiment, "out": str(self.out)}
-        more: dict[str, Any] = {"threads": self.threads, "accelerator": self.accelerator, "title": self.title}
+        data: dict[str, Any] = {
+            "seeds": list(self.seeds),
+            "experiment": self.experiment,
+            "out": str(self.out),
+        }
+        more: dict[str, Any] = {
+            "threads": self.threads,
+            "accelerator": self.accelerator,
+            "title": self.title,
+        }
         return {"config": self.config.as_dict()} | data | more
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Job:
         """Return the job that `as_dict` wrote."""
-        own: dict[str, Any] = {"config": RunConfig(**data["config"]), "out": Path(data["out"])}
-        return cls(**(data | own | {"seeds": tuple(data["seeds"])}))
+        seeds, out = tuple(data["seeds"]), Path(data["out"])
+        rest = {k: data[k] for k in ("experiment", "threads", "accelerator", "title")}
+        return cls(RunConfig(**data["config"]), seeds=seeds, out=out, **rest)
 
 
 @dataclass(frozen=True)
