@@ -1,4 +1,4 @@
-"""The command line: gradthrough list | audit | bench run | bench report | demo."""
+"""The command line: gradthrough list | audit | bench run | bench sweep | bench report | demo."""
 
 from __future__ import annotations
 
@@ -45,7 +45,9 @@ def _commands(words: list[str]) -> tuple[int, dict[str, Callable[..., None]]]:
         named = {word: audit_named(word) for word in own}
         return 1, {name: _audit_command(kind) for name, kind in _tasks().items()} | named
     if words[:1] == ["bench"]:
-        return 1, {"run": _bench_run, "report": bench_report}
+        from .cli_rerun import bench_rerun
+
+        return 1, {"run": _bench_run, "report": bench_report, "rerun": bench_rerun}
     return 0, {"list": list_estimators, "audit": _audit, "bench": _bench, "demo": run_demo}
 
 
@@ -75,7 +77,7 @@ def _audit() -> None:
 
 
 def _bench() -> None:
-    """Train and compare: `gradthrough bench run TASK`, `gradthrough bench report`."""
+    """Train and compare: `gradthrough bench run TASK`, `... sweep EXPERIMENT`, `... report`."""
 
 
 def _bench_run() -> None:
