@@ -68,8 +68,14 @@ class Schedule:
         self._plateau = self._cosine = None
         if config.schedule == "plateau":
             mode = "max" if better == "higher" else "min"
+            # Better is strictly better: the default, relative, is wrong where numbers are below 0.
             self._plateau = ReduceLROnPlateau(
-                optimizer, mode=mode, factor=0.5, patience=config.patience
+                optimizer,
+                mode=mode,
+                factor=0.5,
+                patience=config.patience,
+                threshold=0.0,
+                threshold_mode="abs",
             )
         elif config.schedule == "cosine":
             self._cosine = CosineAnnealingLR(optimizer, config.epochs, eta_min=config.lr_end)
