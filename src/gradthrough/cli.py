@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
-from ._errors import GradthroughError
+from ._errors import ConfigError, GradthroughError
 from .estimators import ESTIMATORS, AbstractEstimator, Traits
 
 if TYPE_CHECKING:
@@ -46,8 +46,10 @@ def _commands(words: list[str]) -> tuple[int, dict[str, Callable[..., None]]]:
         return 1, {name: _audit_command(kind) for name, kind in _tasks().items()} | named
     if words[:1] == ["bench"]:
         from .cli_rerun import bench_rerun
+        from .cli_sweep import bench_sweep
 
-        return 1, {"run": _bench_run, "report": bench_report, "rerun": bench_rerun}
+        known = {"run": _bench_run, "sweep": bench_sweep, "report": bench_report}
+        return 1, known | {"rerun": bench_rerun}
     return 0, {"list": list_estimators, "audit": _audit, "bench": _bench, "demo": run_demo}
 
 
@@ -216,13 +218,44 @@ def train(name: str, task: AbstractTask, training: Training, options: dict[str, 
         print(f"  records: {result.path}")
 
 
-def bench_report(out: Path = Path("runs"), *, csv: Path | None = None) -> None:
-    """Print a table of all runs below a folder, mean and standard deviation over seeds.
+def bench_report(
+    paths: tuple[Path, ...] = (),
+    /,
+    *,
+    out: Path = Path("runs"),
+    csv: Path | None = None,
+    results: Path | None = None,
+    markdown: Path | None = None,
+    html: Path | None = None,
+) -> None:
+    """Print a table of all runs below a folder, or report experiments beside what was published.
 
     Args:
-        out: folder of results.
-        csv: write the table there too, one row for each setting, full precision.
+        paths: of experiments, files or folders with *.toml; or a folder of results, as `out`.
+        out: folder of results, where no experiments are named: the table of all runs.
+        csv: write that table there too, one row for each setting, full precision.
+        results: of the experiments, `results` beside their files by default.
+        markdown: write the report of the experiments there, with pictures in figures/ beside it.
+        html: write it there as one page that works offline.
     """
+    from .cli_report import experiments_in, report
+
+    files = experiments_in(paths)
+    if files and csv is not None:
+        raise ConfigError("--csv is of a folder of results. Leave it out, or the experiments.")
+    if files:
+        print("\n".join(report(files, results=results, markdown=markdown, html=html)))
+        return
+    if (results, markdown, html) != (None, None, None):
+        raise ConfigError(
+            "--results, --markdown and --html are of experiments. Name some: gradthrough bench "
+            "report experiments/"
+        )
+    _print_runs(paths[0] if paths else out, csv)
+
+
+def _print_runs(out: Path, csv: Path | None) -> None:
+    """Print mean and standard deviation over the seeds of each setting."""
     from rich.console import Console
     from rich.table import Column, Table
 

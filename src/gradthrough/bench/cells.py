@@ -99,8 +99,11 @@ def config_of(fields: Mapping[str, Any]) -> RunConfig:
     Raises:
         ConfigError: unknown names, or options that do not go together.
     """
-    data = {"estimator_options": {}, "task_options": {}, **fields}
-    name, key = data.get("task"), data.get("estimator")
+    data: dict[str, Any] = {"estimator_options": {}, "task_options": {}, **fields}
+    name, key = str(data.get("task")), str(data.get("estimator"))
+    for group in ("task_options", "estimator_options"):
+        if not isinstance(data[group], Mapping):
+            raise ConfigError(f"{group} is {data[group]!r}, but must be a table.")
     if name not in TASKS:
         raise ConfigError(f"unknown task {name!r}. Known: {', '.join(TASKS)}.")
     if key not in ESTIMATORS:

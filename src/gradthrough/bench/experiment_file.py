@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping
+from dataclasses import MISSING, fields
 from pathlib import Path
-from typing import Any, cast
+from types import UnionType
+from typing import Any, Literal, cast, get_args, get_origin, get_type_hints
 
 from .._errors import ConfigError
 from .experiment import (
@@ -58,7 +60,7 @@ class _Reader:
             self._check_axes()
         budgets = {
             name: tuple(self._build(Part, part, f"budgets.{name}") for part in _listed(parts))
-            for name, parts in data.get("budgets", {}).items()
+            for name, parts in _table(data.get("budgets", {}), "budgets").items()
         }
         if sorted(budgets) != sorted(BUDGETS):
             raise ConfigError(f"budgets are {sorted(budgets)}, but must be {', '.join(BUDGETS)}.")
@@ -67,7 +69,7 @@ class _Reader:
             "axes": self.axes,
             "budgets": budgets,
             "overrides": self._all(Override, "overrides"),
-            "skip": tuple(self._where(w, "skip") for w in data.get("skip", ())),
+            "skip": tuple(self._where(w, "skip") for w in _listed(data.get("skip", []))),
             "search": None if search is None else self._build(Search, search, "search"),
             "tables": self._all(TableView, "tables"),
             "figures": self._all(FigureView, "figures"),
@@ -78,18 +80,23 @@ class _Reader:
         return out
 
     def _check_axes(self) -> None:
-        for axis, levels in self.axes.items():
-            if axis in VIRTUAL or not levels:
+        for axis, levels in _table(self.axes, "axes").items():
+            if axis in VIRTUAL or not _table(levels, f"axes.{axis}"):
                 raise ConfigError(
                     f"axes.{axis}: an axis needs levels, and a name besides {', '.join(VIRTUAL)}."
                 )
+            for level, settings in levels.items():
+                _table(settings, f"axes.{axis}.{level}")
 
     def _all(self, kind: type[Any], key: str) -> tuple[Any, ...]:
         parts: list[dict[str, Any]] = self.data.get(key, [])
+        if not isinstance(parts, list):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise ConfigError(f"{key} is one table, but there may be several: write [[{key}]].")
         return tuple(self._build(kind, x, f"{key}[{i}]") for i, x in enumerate(parts))
 
     def _build(self, kind: type[Any], data: Mapping[str, Any], place: str) -> Any:  # noqa: ANN401
         known: dict[str, Any] = kind.__dataclass_fields__
+        data = _table(data, place)
         if unknown := sorted(set(data) - set(known)):
             raise ConfigError(
                 f"{place} has {', '.join(unknown)}. Known: {', '.join(sorted(known))}."
@@ -99,18 +106,24 @@ class _Reader:
         }
         if kind is not Experiment and "where" in data:
             values["where"] = self._where(data["where"], place)
-        try:
-            return kind(**values)
-        except TypeError as error:
-            raise ConfigError(f"{place}: {error}.") from None
+        hints = get_type_hints(kind)
+        for name, value in values.items():
+            if not fits(hints[name], value):
+                raise ConfigError(
+                    f"{place}: {name} is {data[name]!r}, but must be {_in_words(hints[name])}."
+                )
+        needed = (f.name for f in fields(kind) if f.default is f.default_factory is MISSING)
+        if lacking := sorted(set(needed) - set(values)):
+            raise ConfigError(f"{place} lacks {', '.join(lacking)}.")
+        return kind(**values)
 
     def _where(self, data: Mapping[str, Any], place: str) -> Where:
-        where = {axis: tuple(_listed(levels)) for axis, levels in data.items()}
+        where = {axis: tuple(_listed(levels)) for axis, levels in _table(data, place).items()}
         for axis, levels in where.items():
             if axis not in self.axes:
                 raise ConfigError(f"{place}: no axis {axis!r}. Known: {', '.join(self.axes)}.")
             for level in levels:
-                if level not in self.axes[axis]:
+                if not isinstance(level, str) or level not in self.axes[axis]:
                     known = ", ".join(self.axes[axis])
                     raise ConfigError(f"{place}: {axis} has no level {level!r}. Known: {known}.")
         return where
@@ -131,6 +144,42 @@ class _Reader:
                     f"{view.title!r} does not say which {axis} it shows. Spread it, or fix it: "
                     f"where = {{ {axis} = ... }}."
                 )
+
+
+def fits(hint: object, value: object) -> bool:
+    """Return whether a value is what a field of an experiment declares."""
+    kind, members = get_origin(hint) or hint, get_args(hint)
+    if kind is Any:
+        return True
+    if kind is UnionType:
+        return any(fits(member, value) for member in members)
+    if kind is Literal:
+        return value in members
+    if isinstance(value, Mapping) and kind is Mapping:
+        inner = cast("Mapping[str, object]", value)
+        return all(fits(members[1], x) for x in inner.values())
+    if isinstance(value, tuple) and kind is tuple:
+        return all(fits(members[0], x) for x in cast("tuple[object, ...]", value))
+    if type(value) is bool:  # an int to Python, and not to who writes a file
+        return kind is bool
+    return isinstance(kind, type) and issubclass(type(value), kind)
+
+
+def _in_words(hint: object) -> str:
+    """Return what a field declares, in the words of TOML."""
+    if get_origin(hint) is Literal:
+        return " or ".join(map(str, get_args(hint)))
+    if get_origin(hint) is UnionType:
+        return _in_words(get_args(hint)[0])
+    names = {str: "text in quotes", int: "a whole number", bool: "true or false"}
+    kind = cast("type[Any]", get_origin(hint) or hint)
+    return names.get(kind, "a list of them" if kind is tuple else "a table")
+
+
+def _table(x: Any, place: str) -> Mapping[str, Any]:  # noqa: ANN401 - of TOML
+    if not isinstance(x, Mapping):
+        raise ConfigError(f"{place} is {x!r}, but must be a table.")
+    return cast("Mapping[str, Any]", x)
 
 
 def _listed(x: Any) -> list[Any]:  # noqa: ANN401 - of TOML

@@ -11,6 +11,7 @@ from .._errors import ConfigError
 from . import records
 from .config import RunConfig
 from .records import Record
+from .reporting.digits import measured
 from .tasks import TASKS
 
 
@@ -106,7 +107,11 @@ def columns(table: pl.DataFrame) -> list[tuple[str, str]]:
 
 
 def cell(value: float | None, deviation: float | None) -> str:
-    """Return a mean with its standard deviation, as text."""
-    if value is None:
-        return "-"
-    return f"{value:.2f}" if deviation is None else f"{value:.2f} ± {deviation:.2f}"
+    """Return a mean with its standard deviation, as text.
+
+    Example:
+        >>> from gradthrough.bench.summary import cell
+        >>> cell(0.20381, 0.00012), cell(0.20381, None), cell(None, None)
+        ('0.20381 ± 0.00012', '0.2038', '-')
+    """
+    return "-" if value is None else measured(value, deviation)

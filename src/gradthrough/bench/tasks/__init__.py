@@ -2,11 +2,21 @@
 
 from ..task import AbstractTask
 from .bernoulli_vae import BernoulliVAE
+from .efficiency import Efficiency
+from .gradient_accuracy import GradientAccuracy
+from .listops import ListOps
+from .nas import NAS
 from .polynomial import Polynomial
+from .temperature import Temperature
 from .vae import VAE
 
 TASKS: dict[str, type[AbstractTask]] = {
     "vae": VAE,
     "bernoulli_vae": BernoulliVAE,
+    "efficiency": Efficiency,
     "polynomial": Polynomial,
+    "nas": NAS,
+    "listops": ListOps,
+    "gradient_accuracy": GradientAccuracy,
+    "temperature": Temperature,
 }

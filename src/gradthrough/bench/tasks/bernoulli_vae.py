@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal, get_args
+from typing import ClassVar, Literal, cast, get_args
 
 import torch
 import torch.nn.functional as F
@@ -15,10 +15,14 @@ from ...distributions.bernoulli import Bernoulli
 from ...estimators.base import AbstractEstimator
 from ...rollout import Bound
 from ..data import Binarize
+from ..options import added
 from ._images import AbstractImageVAE, AbstractVAE
 
 Prior = Literal["fixed", "learned"]
 Divergence = Literal["analytic", "sampled"]
+Link = Literal["logit", "paired"]
+
+_DARKEST = 1e-3  # a pixel that is never lit would have an infinite logit
 
 
 class BernoulliNetwork(AbstractVAE):
@@ -30,9 +34,13 @@ class BernoulliNetwork(AbstractVAE):
         latents: number of latent variables.
         prior: "fixed": Bernoulli(1/2); "learned": its logits are parameters that start there.
         kl: "analytic", or "sampled": see `BernoulliVAE`.
+        link: "logit", or "paired": see `BernoulliVAE`.
+        centre: (pixels,), subtracted from the encoder's input; None: nothing.
+        start: (pixels,), what the decoder's output probabilities start near; None: torch's own.
     """
 
     point_dims: ClassVar[int] = 1
+    centre: Tensor | None
 
     def __init__(
         self,
@@ -41,19 +49,27 @@ class BernoulliNetwork(AbstractVAE):
         latents: int,
         prior: Prior = "fixed",
         kl: Divergence = "analytic",
+        link: Link = "logit",
+        centre: Tensor | None = None,
+        start: Tensor | None = None,
     ) -> None:
         super().__init__(pixels, hidden, latents, nn.LeakyReLU(0.3))
-        self.sampled = kl == "sampled"
-        start = torch.zeros(latents)
+        self.sampled, self.paired = kl == "sampled", link == "paired"
+        fair = torch.zeros(latents)
         self.prior_logits: Tensor
         if prior == "learned":
-            self.prior_logits = nn.Parameter(start)
+            self.prior_logits = nn.Parameter(fair)
         else:
-            self.register_buffer("prior_logits", start)
+            self.register_buffer("prior_logits", fair)
+        self.register_buffer("centre", centre)
+        if start is not None:
+            with torch.no_grad():
+                cast(nn.Linear, self.decoder[-1]).bias.copy_(start.logit(_DARKEST))
 
     def encode(self, x: Tensor) -> Bernoulli:
         """Return q(z | x) for images (B, pixels)."""
-        return Bernoulli(self.encoder(x), event_dims=1)
+        h = self.encoder(x if self.centre is None else x - self.centre)
+        return Bernoulli(2 * h - 1 if self.paired else h, event_dims=1)
 
     def prior(self) -> Bernoulli:
         """Return the law of one row."""
@@ -107,6 +123,14 @@ class BernoulliVAE(AbstractImageVAE):
     a gradient in z, and estimators that evaluate it at relaxed points as a control variate stay
     unbiased. One whose *value* is f at a soft sample is refused: ``log q`` has no meaning there.
 
+    Published numbers differ in what the options `binarize`, `prior`, `kl`, `link`, `centre` and
+    `mean_bias` say, so each of them can be changed alone. One difference needs no option: code
+    that lists the learned prior of L variables as ``(pi_1 .. pi_L, 1 - pi_1 .. 1 - pi_L)`` and
+    compares it with q listed variable by variable. The prior weights of two variables then are
+    ``(pi_a, pi_b)`` and ``(1 - pi_a, 1 - pi_b)``. They sum to ``s (2 - s) <= 1``, with
+    ``s = pi_a + pi_b``, so what is reported is an upper bound on -ELBO with the learned prior; at
+    ``pi = 1/2`` it is -ELBO with the fixed one. At its best it lies between the two.
+
     Args:
         dataset: digits, mnist, fashion-mnist or omniglot.
         latents: number of latent variables.
@@ -116,9 +140,15 @@ class BernoulliVAE(AbstractImageVAE):
         bound_samples: samples of the importance-weighted bound at the end, 0 for none.
         prior: fixed at 1/2, or learned with the model's optimizer.
         kl: analytic, or sampled with the rest of the ELBO.
+        link: what the encoder's output h is: logit, the logit of q; or paired, the logit of 1,
+            with 1 - h that of 0, so that q = sigmoid(2h - 1).
+        centre: subtract the mean training image from the encoder's input.
+        mean_bias: start the decoder's output bias at the logits of the mean training image.
 
     Reference:
-        Sizes and protocol: Shi et al., NeurIPS 2022, arXiv:2202.09497.
+        Sizes and protocol: Shi et al., NeurIPS 2022, arXiv:2202.09497. `centre` and `mean_bias`:
+        Dong, Mnih, Tucker, NeurIPS 2020, arXiv:2006.10680; Dimitriev, Zhou, ICML 2021,
+        arXiv:2105.14141. `link`: Liu et al., NeurIPS 2023, arXiv:2304.08612.
     """
 
     dataset: str = "mnist"
@@ -129,12 +159,16 @@ class BernoulliVAE(AbstractImageVAE):
     bound_samples: int = 100
     prior: Prior = "fixed"
     kl: Divergence = "analytic"
+    link: Link = added("logit")  # noqa: RUF009 - added() makes a field
+    centre: bool = added(False)
+    mean_bias: bool = added(False)
 
     name: ClassVar[str] = "bernoulli_vae"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for option, known in (("prior", get_args(Prior)), ("kl", get_args(Divergence))):
+        kinds = {"prior": Prior, "kl": Divergence, "link": Link}
+        for option, known in ((name, get_args(kind)) for name, kind in kinds.items()):
             if getattr(self, option) not in known:
                 raise ConfigError(
                     f"{option} is {getattr(self, option)!r}, but must be {' or '.join(known)}."
@@ -152,4 +186,14 @@ class BernoulliVAE(AbstractImageVAE):
         return Bernoulli(torch.zeros(1, self.latents), event_dims=1)
 
     def _network(self, pixels: int) -> BernoulliNetwork:
-        return BernoulliNetwork(pixels, self.hidden, self.latents, self.prior, self.kl)
+        mean = self.data.train.mean(0).cpu() if self.centre or self.mean_bias else None
+        return BernoulliNetwork(
+            pixels,
+            self.hidden,
+            self.latents,
+            self.prior,
+            self.kl,
+            self.link,
+            mean if self.centre else None,
+            mean if self.mean_bias else None,
+        )
