@@ -118,9 +118,8 @@ def test_the_slope_is_that_of_the_activation():
 def test_what_was_added_is_left_out_of_older_configs():
     old = {"dataset", "latents", "hidden", "binarize", "valid", "bound_samples", "classes"}
     assert VAE().options().keys() == old
-    assert (
-        RunConfig("vae", VAE().options(), "reinmax", {"tau": 1.3}).key == "42beb18726c3"
-    )  # on file
+    on_file = "42beb18726c3"
+    assert RunConfig("vae", VAE().options(), "reinmax", {"tau": 1.3}).key == on_file
     assert TINY.options().keys() == old | {"code"}
 
 

@@ -17,6 +17,7 @@ import gradthrough as gt
 from gradthrough import cli
 from gradthrough.bench import records
 from gradthrough.bench.cells import cells
+from gradthrough.bench.experiment import FigureView
 from gradthrough.bench.experiment_file import load
 from gradthrough.bench.records import Record
 from gradthrough.bench.reporting.assembly import section
@@ -269,6 +270,9 @@ def test_seeds_that_came_to_nothing_are_counted_with_those_that_did_not(tmp_path
     put(tmp_path, config(found, "ReinMax", "2"), falling(10.0))
     broken = {"end": "diverged", "reason": "the loss is <inf>"}
     put(tmp_path, config(found, "ReinMax", "2", seed=1), [3.0, None], **broken)
+    put(
+        tmp_path, config(found, "ReinMax", "2", seed=2, epochs=10), [3.0, None], **broken
+    )  # shorter
     put(tmp_path, config(found, "ST", "2", seed=1), [3.0, None], **broken)
     one = section(found, tmp_path)
     assert one.tables[0].entries["ReinMax", "2"].ours.lost == {"diverged": 1}
@@ -311,11 +315,12 @@ def test_what_is_left_to_run_is_listed(tmp_path):
     put(tmp_path, config(found, "ST", "2", seed=2), [1.0], end="failed", reason="out of memory")
     text = markdown([section(found, tmp_path)], tmp_path)
     assert "2 of 12 runs done" in text
-    assert "not run, seed 2: ReinMax, 2" in text
-    assert "not run, seeds 0..1: ST, 2" in text
-    assert "not run, seeds 0..2: ReinMax, 3; ST, 3" in text
-    assert re.search(r"ST, 2, seed 2 .*: failed: out of memory", text)
+    assert "not run, seed 2: ReinMax, p = 2" in text
+    assert "not run, seeds 0..1: ST, p = 2" in text
+    assert "not run, seeds 0..2: ReinMax, p = 3; ST, p = 3" in text
+    assert re.search(r"ST, p = 2, seed 2 .*: failed: out of memory", text)
     assert "0 of 4 runs done" in text  # on a laptop
+    assert "not run, seed 0: all 4 cells" in text
     for cell in cells(found, "laptop"):
         put(tmp_path, cell.config, falling(1.0, 10))
     assert "all 4 runs done" in markdown([section(found, tmp_path)], tmp_path)
@@ -395,7 +400,7 @@ def test_curves_are_means_of_the_same_seeds(tmp_path):
     assert len(second.marks) == 10
     assert second.marks[0].low == second.marks[0].y
     assert "Hollow markers" in chart.caption
-    assert "Not run: ST, 3" in chart.caption
+    assert "Not run: ST, p = 3" in chart.caption
 
 
 def test_the_window_leaves_out_what_is_far_above(tmp_path):
@@ -447,11 +452,16 @@ def test_a_method_looks_the_same_in_every_experiment(tmp_path):
     one = experiment(tmp_path)
     head = HEAD.replace('"ReinMax" = {', '"Enumerate" = { estimator = "enumerate" }\n"rm" = {')
     other = experiment(tmp_path, FIGURE.replace("ReinMax", "rm"), head=head, name="other")
-    first = styles(one, "method", ["ReinMax", "ST"])
-    second = styles(other, "method", ["Enumerate", "rm", "ST"])
-    assert first == {"ReinMax": second["rm"], "ST": second["ST"]}
-    assert len({*second.values()}) == 3
-    assert len({*styles(one, "p", ["2", "3"]).values()}) == 2
+    probes = {"a": "probe/cosine st", "b": "probe/error/exact reinmax"}
+    looks = [
+        styles(one, FigureView("", {"loss": "train/loss"}, lines="method")),
+        styles(other, FigureView("", {"loss": "train/loss"}, lines="method")),
+        styles(one, FigureView("", probes, lines="metric")),
+        styles(one, FigureView("", {"loss": "train/loss"}, lines="p")),
+    ]
+    assert looks[0]["ReinMax"] == looks[1]["rm"] == looks[2]["b"]
+    assert looks[0]["ST"] == looks[1]["ST"] == looks[2]["a"]
+    assert [len({*look.values()}) for look in looks] == [2, 3, 2, 2]
 
 
 SEARCH = """

@@ -146,7 +146,7 @@ class _Reader:
                 )
 
 
-def fits(hint: object, value: object) -> bool:
+def fits(hint: object, value: Any) -> bool:  # noqa: ANN401 - of TOML
     """Return whether a value is what a field of an experiment declares."""
     kind, members = get_origin(hint) or hint, get_args(hint)
     if kind is Any:
@@ -160,9 +160,9 @@ def fits(hint: object, value: object) -> bool:
         return all(fits(members[1], x) for x in inner.values())
     if isinstance(value, tuple) and kind is tuple:
         return all(fits(members[0], x) for x in cast("tuple[object, ...]", value))
-    if type(value) is bool:  # an int to Python, and not to who writes a file
+    if isinstance(value, bool):  # an int to Python, and not to who writes a file
         return kind is bool
-    return isinstance(kind, type) and issubclass(type(value), kind)
+    return isinstance(kind, type) and isinstance(value, kind)
 
 
 def _in_words(hint: object) -> str:

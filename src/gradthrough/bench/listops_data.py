@@ -172,14 +172,23 @@ def value(expression: Expression) -> int:
             elif token == _OPEN:
                 levels.append([])
             elif token < _CLOSE:
-                levels[-1].append(token)
+                levels[-1].append(-token)  # below every digit
             else:
                 operator, *arguments = levels.pop()
-                levels[-1].append(_APPLY[operator - _MIN](sorted(arguments)))
-        ((result,),) = levels
+                if operator >= 0:
+                    raise ValueError
+                levels[-1].append(_APPLY[-operator - _MIN](_digits(arguments)))
+        ((result,),) = map(_digits, levels)
     except (IndexError, ValueError) as error:
         raise DomainError(f"{words(expression)!r} is not one whole expression.") from error
     return result
+
+
+def _digits(x: list[int]) -> list[int]:
+    """Return some digits in order."""
+    if min(x) < 0:
+        raise ValueError
+    return sorted(x)
 
 
 def _median(x: list[int]) -> int:

@@ -20,7 +20,8 @@ from .config import RunConfig
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adam": partial(torch.optim.Adam, fused=True),
     "radam": partial(torch.optim.RAdam, foreach=True),
-    "sgd": partial(torch.optim.SGD, fused=True),
+    # Not fused: with momentum that fails once only some parameters have had a gradient.
+    "sgd": partial(torch.optim.SGD, foreach=True),
 }
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from ..cells import cells
 from ..experiment import BUDGETS, Experiment
 from .digits import ranges
+from .names import cell_title
 from .runs import Run, Store
 from .searches import Searches
 
@@ -68,14 +69,16 @@ def _of(experiment: Experiment, store: Store, budget: str) -> Coverage:
     searches = Searches(experiment, store.folder)
     lost: list[Lost] = []
     missing: dict[str, list[str]] = {}
-    for cell in cells(experiment, budget):
+    every = cells(experiment, budget)
+    for cell in every:
+        title = cell_title(cell.levels)
         found = searches.of(cell, budget)
         if found is not None:
             ended = min(found.best.ended, found.wanted)
             wanted, done = wanted + found.wanted, done + ended
             if ended < found.wanted:
                 words = f"{found.wanted - ended} of {found.wanted} trials of the search"
-                missing.setdefault(words, []).append(cell.title)
+                missing.setdefault(words, []).append(title)
             continue
         absent: list[int] = []
         for config in cell.configs:
@@ -86,10 +89,14 @@ def _of(experiment: Experiment, store: Store, budget: str) -> Coverage:
             elif run.status == "done":
                 done += 1
             else:
-                lost.append(Lost(cell.title, run))
+                lost.append(Lost(title, run))
         if absent:
-            missing.setdefault(_seeds(absent), []).append(cell.title)
-    groups = tuple((seeds, tuple(titles)) for seeds, titles in missing.items())
+            missing.setdefault(_seeds(absent), []).append(title)
+    all_of = (f"all {len(every)} cells",)
+    groups = tuple(
+        (seeds, all_of if len(titles) == len(every) > 1 else tuple(titles))
+        for seeds, titles in missing.items()
+    )
     return Coverage(budget, wanted, done, groups, tuple(lost))
 
 

@@ -31,7 +31,7 @@ def chart_of(experiment: Experiment, view: FigureView, numbers: Numbers) -> Char
     names = list(dict.fromkeys(name_of(experiment, m).axis for m in view.metrics.values()))
     groups = maker.reader.levels(view.x) if view.kind == "bars" else []
     drawn = {line.name for panel in panels for line in panel.lines}
-    x = "training step" if view.x == "step" else view.x
+    x = "training step" if view.x == "step" else view.x.replace("_", " ")
     return Chart(
         view.title,
         _caption(view, panels, maker),
@@ -58,9 +58,8 @@ class _Maker:
         if not self.continuous:
             for level in self.reader.levels(view.x):
                 self._x(level)  # refuses, whatever was run
-        lines = self.names(view.lines)
-        looks = styles(experiment, view.lines, lines)
-        self.styles = {self.title(name): look for name, look in looks.items()}
+        looks = styles(experiment, view)
+        self.styles = {self.title(name): looks[name] for name in self.names(view.lines)}
         self.used: list[Number] = []
         self.empty: list[str] = []
         better = {name_of(experiment, m).better for m in view.metrics.values()}
@@ -93,7 +92,9 @@ class _Maker:
             given = [(self._x(x), p) for x, p in every if p is not None]
         published = tuple(_published(x, p) for x, p in given)
         if not marks:
-            self.empty.append(", ".join(path))
+            spread = (axis for axis in (self.view.lines, self.view.panels) if axis)
+            titles = (self.reader.shown(*pair) for pair in zip(spread, path, strict=True))
+            self.empty.append(", ".join(titles))
         title = self.title(name)
         return Line(title, self.styles[title], marks, published)
 

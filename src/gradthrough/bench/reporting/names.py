@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ..experiment import Experiment
@@ -46,6 +48,32 @@ def name_of(experiment: Experiment, metric: str) -> Name:
         text = name if split == "probe" else f"{split} {name}"
         return Name(text.replace("_", " "), "", "neither")
     return Name(f"{split} {found.title}", found.unit.strip("-"), found.better)
+
+
+def level_title(axis: str, level: str) -> str:
+    """Return a level as a title; a bare number says of what it is.
+
+    Example:
+        >>> from gradthrough.bench.reporting.names import level_title
+        >>> level_title("batch_size", "20"), level_title("method", "ST"), level_title("epoch", "5")
+        ('batch size = 20', 'ST', 'epoch 5')
+    """
+    if not is_number(level):
+        return level
+    return f"epoch {level}" if axis == "epoch" else f"{axis.replace('_', ' ')} = {level}"
+
+
+def cell_title(levels: Mapping[str, str]) -> str:
+    """Return the levels of a cell, in a line."""
+    return ", ".join(level_title(axis, level) for axis, level in levels.items())
+
+
+def is_number(text: str) -> bool:
+    """Return whether text is a finite number."""
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
 
 
 def _metrics(experiment: Experiment) -> dict[str, Metric]:

@@ -10,6 +10,7 @@ from typing import Any
 from ..cells import Cell, cells
 from ..config import RunConfig
 from ..experiment import Experiment
+from .names import cell_title
 from .number import Number
 from .runs import Run, Store, family
 from .searches import Searches
@@ -84,7 +85,7 @@ class Numbers:
 
     def _note(self, place: Place, number: Number) -> None:
         for run in number.runs:
-            title = ", ".join((*place.levels.values(), f"{run.config.epochs} epochs"))
+            title = f"{cell_title(place.levels)}, {run.config.epochs} epochs"
             self.ledger.setdefault(title, {})[run.key] = run
 
     def _sources(self, levels: Levels) -> list[_Source]:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ...estimators import ESTIMATORS
-from ..experiment import Experiment
+from ..experiment import Experiment, FigureView
 
 # Of the palette of Okabe and Ito, which colour-blind eyes tell apart; grey stands for its black,
 # which a dark page would hide.
@@ -30,27 +29,26 @@ class Style:
     dash: int
 
 
-def styles(experiment: Experiment, name: str, levels: Sequence[str]) -> dict[str, Style]:
-    """Return the looks of lines.
+def styles(experiment: Experiment, view: FigureView) -> dict[str, Style]:
+    """Return the looks of the lines of a figure, by level.
 
-    Lines of an axis that sets the estimator have its colour wherever they are drawn; a second line
-    of the same estimator has other dashes.
-
-    Args:
-        experiment: theirs.
-        name: of what they spread: an axis, "metric" or "".
-        levels: of it, one for each line.
+    Lines of an axis that sets the estimator have its colour wherever they are drawn, and so have
+    metrics whose last word is an estimator; a second line of the same estimator has other dashes.
     """
+    name, metrics = view.lines, view.metrics
     axis = experiment.axes.get(name, {})
-    keys = [axis.get(level, {}).get("estimator") for level in axis]
-    if not axis or None in keys:
-        return {level: _style(i, 0) for i, level in enumerate(levels)}
+    keys: dict[str, str | None] = {level: axis[level].get("estimator") for level in axis}
+    if name == "metric":
+        keys = {level: metrics[level].split("/")[-1].split(" ")[-1] for level in metrics}
     order = [*_FIRST, *(key for key in ESTIMATORS if key not in _FIRST)]
+    if not all(key in order for key in keys.values()):
+        return {level: _style(i, 0) for i, level in enumerate(keys)}
     found: dict[str, Style] = {}
-    for i, (level, key) in enumerate(zip(axis, keys, strict=True)):
-        place = order.index(key) if key in order else len(order)
-        found[level] = _style(place, keys[:i].count(key))
-    return {level: found[level] for level in levels}
+    seen: list[str | None] = []
+    for level, key in keys.items():
+        found[level] = _style(order.index(key or ""), seen.count(key))
+        seen.append(key)
+    return found or {"": _style(0, 0)}
 
 
 def _style(place: int, repeated: int) -> Style:

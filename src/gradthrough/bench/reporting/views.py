@@ -12,6 +12,7 @@ from ..cells import grid
 from ..experiment import Experiment, FigureView, TableView, View
 from . import derived
 from .digits import decimals_of
+from .names import is_number, level_title
 
 
 @dataclass(frozen=True)
@@ -91,11 +92,9 @@ class Reader:
         return [x for x in self.experiment.axes[name] if x in self.view.where.get(name, (x,))]
 
     def shown(self, name: str, level: str) -> str:
-        """Return a level as a title; a bare number says of what it is."""
+        """Return a level as a title."""
         axis = name == "epoch" or name in self.experiment.axes
-        if not axis or not _is_number(level):
-            return level
-        return f"epoch {level}" if name == "epoch" else f"{name} = {level}"
+        return level_title(name, level) if axis else level
 
     def place(self, path: Sequence[str]) -> Place | None:
         """Return what is shown where some levels meet, one of each spread; None: no such cell."""
@@ -164,7 +163,7 @@ class Reader:
                     f"published has {level!r}, which is no level of {spread[0]}. Known: "
                     f"{', '.join(known)}."
                 )
-            if not spread and not _is_number(level):
+            if not spread and not is_number(level):
                 raise self.error(f"published has {level!r} where an epoch or a step should be.")
             inner = level if wanted == "metric" else metric
             self._check_published(value, spread[1:], continuous and bool(spread), inner)
@@ -200,10 +199,3 @@ class Reader:
 
 def _finite(x: object) -> bool:
     return isinstance(x, int | float) and not isinstance(x, bool) and math.isfinite(x)
-
-
-def _is_number(text: str) -> bool:
-    try:
-        return math.isfinite(float(text))
-    except ValueError:
-        return False

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import replace
@@ -31,6 +32,7 @@ _LOST = (
 )
 
 
+_KNOCK = 10.0  # seconds
 _STORE = 100 << 20  # bytes of memory for what tasks return, which here is next to nothing
 
 
@@ -50,8 +52,9 @@ class RayExecutor(AbstractExecutor):
     logs of Ray, on their machines.
 
     Args:
-        address: of the cluster; None: the one that runs here, or else a new one of this machine
-            alone, which ends with the executor.
+        address: of the cluster, "auto" on one of its machines; None: the one of the environment
+            variable RAY_ADDRESS, or else a new one of this machine alone, which ends with the
+            executor.
         workers: how many jobs at a time; None: as many as the cluster has cores for.
         threads: cores of each job.
 
@@ -72,7 +75,7 @@ class RayExecutor(AbstractExecutor):
         self._pending: dict[Future[Outcome], Any] = {}
         self._owns = not ray.is_initialized()
         if self._owns:
-            self._connect(address)
+            self._connect(address or os.environ.get("RAY_ADDRESS"))
         try:
             self._check_cores()
         except ConfigError:
@@ -83,17 +86,29 @@ class RayExecutor(AbstractExecutor):
 
     def _connect(self, address: str | None) -> None:
         silent: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+        if address is None:
+            self._start(silent)
+            return
         try:
-            self._ray.init(address=address or "auto", **silent)
-        except (ConnectionError, ValueError, RuntimeError) as error:
-            if address is not None:
-                raise ConfigError(
-                    f"no Ray cluster at {address!r} ({error}). Start one, with 'ray start --head' "
-                    "on one machine and 'ray start --address=...' on the others, and give the "
-                    "address that the first one prints."
-                ) from error
-            alone = {"include_dashboard": False, "object_store_memory": _STORE}
+            _knock(address)
+            self._ray.init(address=address, **silent)
+        except (OSError, ValueError, RuntimeError) as error:
+            raise ConfigError(
+                f"no Ray cluster at {address!r} ({error}). Start one, with 'ray start --head' on "
+                "one machine and 'ray start --address=...' on the others, and give the address "
+                "that the first one prints; on a machine of the cluster, 'auto' will do."
+            ) from error
+
+    def _start(self, silent: dict[str, Any]) -> None:
+        alone = {"include_dashboard": False, "object_store_memory": _STORE}
+        try:
             self._ray.init(address="local", **alone, **silent)
+        except Exception as error:  # Ray has no kind of its own for it
+            raise ConfigError(
+                f"Ray did not start on this machine: {error} It waits 15 seconds for its parts, "
+                "which may be too short where much else runs. Try again, or take the executor "
+                "local."
+            ) from error
 
     def _check_cores(self) -> None:
         """Refuse what would wait for ever."""
@@ -142,6 +157,13 @@ class RayExecutor(AbstractExecutor):
         while self._pending:
             future, _ = self._pending.popitem()
             future.set_exception(LostWorkerError("the executor was closed"))
+
+
+def _knock(address: str) -> None:
+    """Refuse an address where nobody is: Ray itself would try for minutes."""
+    host, _, port = address.rpartition("://")[2].partition("/")[0].rpartition(":")
+    if port.isdecimal():
+        socket.create_connection((host, int(port)), timeout=_KNOCK).close()
 
 
 def _do(work: Callable[[Job], Outcome], job: Job) -> Outcome:

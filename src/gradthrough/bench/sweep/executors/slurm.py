@@ -6,7 +6,7 @@ import functools
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,7 +21,11 @@ from .base import AbstractExecutor, LostWorkerError, Work
 _SHARED = ("cpus_per_task", "gpus_per_node", "mem_gb", "name", "stderr_to_stdout", "timeout_min")
 _WORKERS = 32
 _TIMEOUTS = 1000  # how often submitit queues a job again whose time was up
-_CLOSING = 10.0  # seconds
+# Seconds between two looks at the jobs, until an outcome is seen through a shared disk, and until
+# a process on this machine has ended.
+_LOOK = {"slurm": 5.0, "local": 0.2}
+_ARRIVAL = {"slurm": 30.0, "local": 0.0}
+_CLOSING = 10.0
 
 
 @dataclass
@@ -68,11 +72,11 @@ class SlurmExecutor(AbstractExecutor):
         for name, number in (("workers", workers), ("threads", threads)):
             if number is not None and number < 1:
                 raise ConfigError(f"{name} must be at least 1, but is {number}.")
-        self._workers, self._local = workers or _WORKERS, local
+        self._workers = workers or _WORKERS
+        self._cluster = "local" if local else "slurm"
         limits = {"slurm_max_num_timeout": _TIMEOUTS, "local_max_num_timeout": _TIMEOUTS}
         try:
-            cluster = "local" if local else "slurm"
-            self._executor: Any = submitit.AutoExecutor(folder.resolve(), cluster, **limits)
+            self._executor: Any = submitit.AutoExecutor(folder.resolve(), self._cluster, **limits)
             self._executor.update_parameters(**_parameters(threads, parameters))
         except (AssertionError, NameError, RuntimeError, ValueError) as error:
             raise ConfigError(f"submitit refuses: {error}") from error
@@ -107,7 +111,7 @@ class SlurmExecutor(AbstractExecutor):
         return future
 
     def _watch(self) -> None:
-        while not self._closing.wait(0.2 if self._local else 5.0):
+        while not self._closing.wait(_LOOK[self._cluster]):
             for future, pending in list(self._pending.items()):
                 try:
                     self._look(future, pending)
@@ -121,10 +125,9 @@ class SlurmExecutor(AbstractExecutor):
         if job.paths.result_pickle.exists():
             self._finish(future, job.result())
             return
-        # The outcome may take a while to be seen through a shared disk.
         now = time.monotonic()
         pending.over = pending.over or now
-        if now - pending.over > (0.0 if self._local else 30.0):
+        if now - pending.over >= _ARRIVAL[self._cluster]:
             where = f"job {job.job_id} ended as {job.state}; its log is {job.paths.stderr}"
             self._finish(future, LostWorkerError(where))
 
@@ -145,11 +148,15 @@ class SlurmExecutor(AbstractExecutor):
             pending.job.cancel(check=False)
         for future in left:
             self._finish(future, LostWorkerError("the executor was closed"))
-        end = time.monotonic() + _CLOSING
-        while self._local and not all(p.job.done() for p in left.values()):
-            if time.monotonic() > end:
-                break
-            time.sleep(0.05)
+        if self._cluster == "local":
+            _await([pending.job for pending in left.values()])
+
+
+def _await(jobs: Sequence[Any]) -> None:
+    """Wait until processes on this machine have ended, but not for ever."""
+    end = time.monotonic() + _CLOSING
+    while time.monotonic() < end and not all(job.done() for job in jobs):
+        time.sleep(0.05)
 
 
 class _Resumable:
@@ -199,4 +206,6 @@ def _parameters(threads: int, given: dict[str, Any]) -> dict[str, Any]:
     own = {name if name in shared else f"slurm_{name}": value for name, value in given.items()}
     own = {"cpus_per_task": threads, "timeout_min": 60, "name": "gradthrough"} | own
     setup = [f"export OMP_NUM_THREADS={threads}", *own.pop("slurm_setup", ())]
-    return own | {"slurm_setup": setup}
+    # Since Slurm 22.05 srun is not told by sbatch how many cores a task has.
+    srun = [f"--cpus-per-task={threads}", *own.pop("slurm_srun_args", ())]
+    return own | {"slurm_setup": setup, "slurm_srun_args": srun}
