@@ -304,6 +304,9 @@ def test_what_follows_from_the_records_of_a_run(tmp_path):
     values = [table.entries[name, "2"].ours.values for name in "abcde"]
     assert values == [(2.0,), (200.0,), (64.0,), (100.0,), ()]
     assert table.entries["e", "2"].verdict.text == "1 without a value"
+    (run,) = table.runs
+    waited = [run.value("run/steps_to(valid/loss<=1.0)", epoch) for epoch in (0, 7, 10, 20, 21)]
+    assert waited == [None, None, 100, 100, None]
     assert "training time of an epoch (s)" in table.says
     assert "steps to valid loss <= 1.0" in table.says
 

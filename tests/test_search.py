@@ -15,6 +15,7 @@ from gradthrough.bench.records import Record
 from gradthrough.bench.sweep.executors.base import AbstractExecutor
 from gradthrough.bench.sweep.job import Outcome
 from gradthrough.bench.sweep.search import Studies
+from gradthrough.bench.sweep.studies import trials_of
 from gradthrough.bench.sweep.sweep import sweep
 
 LR = {"lr": {"low": 1e-4, "high": 1e-1, "log": True}}
@@ -176,6 +177,9 @@ def test_what_has_no_value_counts_and_keeps_its_reason(tmp_path, status):
     assert search.next() is None
     (row,) = search.best()
     assert row.reasons == {0: "it was too much"}
+    (trials,) = trials_of(tmp_path / "tuned" / "search.journal").values()
+    # Optuna's samplers learn from trials that were pruned, and not from those that failed.
+    assert trials[0].state.name == ("PRUNED" if status == "diverged" else "FAIL")
     assert row.ended == TRIALS
     assert row.trial in range(1, TRIALS)
 
@@ -352,12 +356,27 @@ def test_a_job_is_told_once(tmp_path):
         search.tell(job, outcome)
 
 
-def test_optuna_keeps_silent_and_its_verbosity(tmp_path, capfd):
-    before = optuna.logging.get_verbosity()
+class Ears(logging.Handler):
+    """Keeps what it hears."""
+
+    def __init__(self):
+        super().__init__()
+        self.heard = []
+
+    def emit(self, record):
+        self.heard.append(record.getMessage())
+
+
+def test_optuna_keeps_silent_and_its_verbosity(tmp_path):
+    before, ears, logger = optuna.logging.get_verbosity(), Ears(), logging.getLogger("optuna")
     assert before == logging.INFO
-    one_go(tmp_path, sampler="tpe", trials=12, estimators=("st",))
+    logger.addHandler(ears)
+    try:
+        one_go(tmp_path, sampler="tpe", trials=12, estimators=("st",))
+    finally:
+        logger.removeHandler(ears)
     assert optuna.logging.get_verbosity() == before
-    assert capfd.readouterr() == ("", "")
+    assert ears.heard == []
 
 
 BAD_SPACES = {

@@ -7,9 +7,6 @@ import multiprocessing
 import os
 import re
 import signal
-import subprocess
-import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -57,8 +54,6 @@ run = { epochs = 1 }
 seeds = "0..1"
 run = { epochs = 2 }
 [budgets.paper]
-seeds = "0..9"
-run = { epochs = 1000000 }
 """
 
 
@@ -120,55 +115,32 @@ def test_a_sweep_does_its_grid_once(local, tmp_path):
 
 
 class Killer(Watcher):
-    """Kills all workers once the run has a checkpoint."""
+    """Kills one worker once all runs have a checkpoint."""
 
-    def __init__(self, path):
-        self.path, self.losses = path.with_suffix(".ckpt"), 0
+    def __init__(self, found):
+        self.checkpoints, self.losses = [path.with_suffix(".ckpt") for path in found], []
 
     def lost(self, job):
-        self.losses += 1
+        self.losses += job.paths
 
     def tick(self):
-        if not self.losses and self.path.exists():
-            for process in multiprocessing.active_children():
-                os.kill(process.pid, signal.SIGKILL)
+        if not self.losses and all(path.exists() for path in self.checkpoints):
+            os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
 
 
 def test_a_killed_worker_costs_its_last_epoch_and_no_digit(local, tmp_path):
-    one = tiny(epochs=60, levels=("st",), powers=(2.0,))
-    (path,) = paths(one, tmp_path / "a")
-    killer = Killer(path)
+    one = tiny(epochs=80, levels=("st",))
+    found = paths(one, tmp_path / "a")
+    killer = Killer(found)
     summary = sweep(one, "laptop", executor=local, out=tmp_path / "a", watcher=killer)
-    assert summary.count("done") == 1
-    assert killer.losses == 1, "the run ended before its worker could be killed"
-    first, second = (r.step for r in records.read(path) if r.kind == "start")
-    assert (first, second % 10) == (0, 0)
-    assert second > 0
+    assert summary.count("done") == 2
+    assert len(killer.losses) == 1, "the run ended before its worker could be killed"
+    for path in found:
+        first, *more = (r.step for r in records.read(path) if r.kind == "start")
+        assert first == 0
+        assert len(more) == (path in killer.losses), "the other worker went on"
+        assert all(step > 0 and step % 10 == 0 for step in more)
     assert numbers(one, tmp_path / "a") == reference(one, tmp_path / "b")
-
-
-def test_workers_end_with_a_sweep_that_is_killed(file, tmp_path):
-    command = [sys.executable, "-m", "gradthrough.cli", "bench", "sweep", str(file)]
-    command += ["--budget", "paper", "--workers", "1", "--only", "estimator=st"]
-    process = subprocess.Popen([*command, "--out", str(tmp_path)], stdout=subprocess.DEVNULL)
-    folder = tmp_path / "tiny"
-    found = wait_for(lambda: [p for p in folder.glob("*.jsonl") if len(measured(p)) > 2], process)
-    with pytest.raises(gt.ConfigError, match="another process"):
-        records.Lock(found[0])
-    process.kill()
-    process.wait()
-    wait_for(lambda: not states._held(found[0]))
-    assert states.standing(found[0]).state == "unfinished"
-
-
-def wait_for(condition, process=None):
-    """Return what a condition is once it holds."""
-    for _ in range(6000):
-        if found := condition():
-            return found
-        assert process is None or process.poll() is None, "the sweep ended by itself"
-        time.sleep(0.02)
-    pytest.fail("it never came to that")
 
 
 # What goes wrong.
@@ -389,9 +361,10 @@ def test_seeds_that_train_together_are_one_job(tmp_path):
 def test_a_run_that_two_cells_want_is_one_job(tmp_path):
     one = tiny(levels=("st",), powers=(2.0,), seeds="0..1")
     twice = replace(one, axes={**one.axes, "name": {"a": {}, "b": {}}})
-    inline = Inline()
-    summary = sweep(twice, "laptop", executor=inline, out=tmp_path)
-    assert len(inline.jobs) == summary.count("done") == 2
+    assert len(plan(twice, "laptop", tmp_path)) == 2
+    assert [job.seeds for job in jobs(plan(twice, "laptop", tmp_path))] == [(0,), (1,)]
+    summary = sweep(twice, "laptop", executor=Inline(), out=tmp_path)
+    assert summary.count("done") == len(summary.runs) == 2
 
 
 def test_jobs_come_in_the_order_of_the_file(tmp_path):
@@ -529,24 +502,29 @@ def test_the_time_left_counts_work_by_its_seconds():
             Run("slow", slow, second, Standing()),
         ]
     )
-    assert pace.left(10.0) is None, "nothing was done in these ten seconds"
-    pace.note(second, slow, Standing("unfinished", "", 2, 20, 6.0))
+    assert pace.left(30.0) is None, "nothing was done"
+    pace.note(second, slow, Standing("unfinished", "", 1, 10, 3.0))
+    assert pace.left(50.0) is None, "until here workers started"
+    pace.note(second, slow, Standing("unfinished", "", 3, 30, 9.0))
     # Six seconds of training took ten.
-    assert pace.left(10.0) == pytest.approx(10 * (6 * 3 + 4 * 1) / 6)
+    assert pace.left(60.0) == pytest.approx(10 * (5 * 3 + 4 * 1) / 6)
     pace.note(first, fast, Standing("diverged", "", 4, 40, 4.0))
-    assert pace.left(10.0) == pytest.approx(10 * (6 * 3) / 6)
+    assert pace.left(60.0) == pytest.approx(10 * (5 * 3) / 6)
     pace.note(second, slow, Standing("done", "", 8, 80, 24.0))
-    assert pace.left(40.0) == 0
+    assert pace.left(90.0) == 0
 
 
 def test_what_a_search_will_ask_for_counts_as_the_mean():
     (cell,) = cells(tiny(8, levels=("st",), powers=(2.0,)), "laptop")
     pace = Pace([Run("st", cell.config, Path("st"), Standing())], further=3)
-    pace.note(Path("st"), cell.config, Standing("unfinished", "", 4, 40, 2.0))
-    assert pace.left(6.0) == pytest.approx(6.0 * (4 + 3 * 8) / 4)
+    for epochs in (1, 4):
+        pace.note(Path("st"), cell.config, Standing("unfinished", "", epochs, 0, epochs / 2))
+        assert epochs == 4 or pace.left(2.0) is None
+    left = pytest.approx((8.0 - 2.0) * (4 + 3 * 8) / 3)
+    assert pace.left(8.0) == left
     pace.asked()
     pace.note(Path("new"), replace(cell.config, lr=0.1), Standing())
-    assert pace.left(6.0) == pytest.approx(6.0 * (4 + 3 * 8) / 4)
+    assert pace.left(8.0) == left
 
 
 # The command line, and the table of executors.

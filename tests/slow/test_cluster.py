@@ -25,7 +25,7 @@ pytestmark = pytest.mark.slow
 PATIENCE = 60.0  # seconds; nothing is timed, a test that hangs is ended
 
 
-def experiment(seeds, epochs=30):
+def experiment(seeds):
     return Experiment(
         name="far",
         title="",
@@ -34,7 +34,7 @@ def experiment(seeds, epochs=30):
             "task": "polynomial",
             "task_options": {"length": 4, "steps_per_epoch": 60},
             "estimator": "reinmax",
-            "epochs": epochs,
+            "epochs": 20,
             "batch_size": 4,
         },
         axes={},
@@ -46,6 +46,12 @@ def swept(seeds, executor, out, **options):
     return sweep(
         experiment(seeds), "smoke", executor=executor, out=out, accelerator="cpu", **options
     )
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """Where the runs are that nobody disturbs."""
+    return tmp_path_factory.mktemp("alone")
 
 
 def assert_done_once(seeds, out, alone):
@@ -191,7 +197,7 @@ class Unplugs(Watcher):
             self.cluster.remove_node(node, allow_graceful=False)
 
 
-def test_a_machine_of_a_ray_cluster_dies_and_every_run_is_done_once(cluster, tmp_path):
+def test_a_machine_of_a_ray_cluster_dies_and_every_run_is_done_once(cluster, tmp_path, alone):
     add(cluster)
     out, watcher = tmp_path / "out", Unplugs(cluster, tmp_path / "out")
     with closing(RayExecutor(cluster.address)) as executor:
@@ -200,7 +206,7 @@ def test_a_machine_of_a_ray_cluster_dies_and_every_run_is_done_once(cluster, tmp
     assert summary.count("done") == 6
     assert watcher.losses >= 1
     assert starts(out) == [1, 1, 1, 1, 1, 2]
-    assert_done_once("0..5", out, tmp_path / "alone")
+    assert_done_once("0..5", out, alone)
 
 
 def test_ray_keeps_the_contract_of_an_executor(cluster, tmp_path, monkeypatch):
@@ -210,10 +216,16 @@ def test_ray_keeps_the_contract_of_an_executor(cluster, tmp_path, monkeypatch):
     check_contract(RayExecutor(cluster.address), tmp_path)
 
 
-def test_an_address_without_a_ray_cluster_is_refused_at_once():
+def test_an_address_without_a_ray_cluster_is_refused_at_once(tmp_path, monkeypatch):
     pytest.importorskip("ray")
-    with pytest.raises(ConfigError, match="ray start --head"):
-        RayExecutor("127.0.0.1:1")
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    left = tmp_path / "ray" / "ray_current_cluster"  # of a cluster that is no more
+    left.parent.mkdir()
+    for text in ("", "127.0.0.1:1"):
+        left.write_text(text)
+        for address in ("auto", "127.0.0.1:1"):
+            with pytest.raises(ConfigError, match="ray start --head"):
+                RayExecutor(address)
 
 
 class Sabotaged(AbstractExecutor):
@@ -239,7 +251,7 @@ class Sabotaged(AbstractExecutor):
                     time.sleep(0.001)
                 os.kill(os.getpid(), number)
 
-            if job.config.seed == 1 and not mark.exists():
+            if job.seeds == (1,) and not mark.exists():
                 mark.touch()
                 threading.Thread(target=hit, daemon=True).start()
             return work(job)
@@ -255,17 +267,26 @@ class Sabotaged(AbstractExecutor):
         self.inner.close()
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGUSR2])
-def test_a_process_of_submitit_ends_and_every_run_is_done_once(tmp_path, number):
-    """Killed, it is submitted again; told that its time is up, it queues itself."""
+def test_a_process_of_submitit_is_killed_and_every_run_is_done_once(tmp_path, alone):
     pytest.importorskip("submitit")
-    out = tmp_path / "out"
-    with closing(Sabotaged(SlurmExecutor(tmp_path / "jobs", 3, local=True), number)) as executor:
+    out, inner = tmp_path / "out", SlurmExecutor(tmp_path / "jobs", 3, local=True)
+    with closing(Sabotaged(inner, signal.SIGKILL)) as executor:
         summary = swept("0..2", executor, out)
     assert summary.count("done") == 3
-    assert executor.lost == (number == signal.SIGKILL)
+    assert executor.lost == 1
     assert starts(out) == [1, 1, 2]
-    assert_done_once("0..2", out, tmp_path / "alone")
+    assert_done_once("0..2", out, alone)
+
+
+def test_a_job_of_submitit_whose_time_is_up_queues_itself_and_goes_on(tmp_path, alone):
+    pytest.importorskip("submitit")
+    # Of so few minutes, all are over for submitit.
+    out, inner = tmp_path / "out", SlurmExecutor(tmp_path / "jobs", local=True, timeout_min=5)
+    with closing(Sabotaged(inner, signal.SIGUSR2)) as executor:
+        swept("1", executor, out)
+    assert executor.lost == 0
+    assert starts(out) == [2]
+    assert_done_once("1", out, alone)
 
 
 # Slurm's commands as far as submitit needs them; a job is a group of processes on this machine.
@@ -322,6 +343,19 @@ def test_slurm_keeps_the_contract_of_an_executor(fake_slurm, tmp_path, monkeypat
     for line in ("partition=long", "time=90", "mem=2GB", "cpus-per-task=1", "signal=USR2@90"):
         assert f"#SBATCH --{line}\n" in script
     assert "srun" in script
+
+
+def test_a_warning_of_slurm_that_cannot_be_heeded_is_no_error_of_the_run(fake_slurm, tmp_path):
+    def warned(job):
+        try:
+            os.kill(os.getpid(), signal.SIGUSR2)  # there is no scontrol, which would queue it again
+            time.sleep(PATIENCE)
+        except Exception as error:
+            return Outcome({}, {"taken for a failure": str(error)})
+
+    with closing(SlurmExecutor(tmp_path / "jobs")) as executor:
+        error = executor.submit(warned, job_in(tmp_path)).exception(PATIENCE)
+    assert type(error) is LostWorkerError
 
 
 def test_what_slurm_refuses_at_first_is_an_error_and_later_a_lost_worker(fake_slurm, tmp_path):

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from gradthrough._errors import ConfigError
 from gradthrough.bench import records
 from gradthrough.bench.sweep.executors.base import AbstractExecutor
 from gradthrough.bench.sweep.plan import plan
@@ -37,6 +38,7 @@ reinmax = { estimator = "reinmax" }
 [budgets.smoke]
 [budgets.laptop]
 [budgets.paper]
+run = { epochs = 1000000 }
 """
 
 
@@ -109,25 +111,49 @@ def test_a_sweep_that_is_killed_ten_times_ends_with_the_same_numbers(tmp_path):
         assert records.read(killed)[-1].evaluations == 20 * 10 * 2
 
 
-@pytest.mark.slow
-def test_the_command_that_was_killed_goes_on_at_once(tmp_path):
-    """With workers that are processes, and may outlive the sweep by an instant."""
+@pytest.fixture
+def command(tmp_path):
+    """Return the words of a sweep."""
     file = tmp_path / "tiny.toml"
     file.write_text(FILE)
-    command = [sys.executable, "-m", "gradthrough.cli", "bench", "sweep", str(file)]
-    command += ["--workers", "2", "--out", str(tmp_path)]
+    words = [sys.executable, "-m", "gradthrough.cli", "bench", "sweep", str(file)]
+    return [*words, "--workers", "2", "--out", str(tmp_path), "--budget"]
+
+
+def killed_in_flight(command, folder):
+    """Start a sweep, kill it once a run has a checkpoint; return that run."""
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    while not list(tmp_path.glob("tiny/*.ckpt")):
+    while not (found := list(folder.glob("*.ckpt"))):
         assert process.poll() is None
         time.sleep(0.01)
     process.kill()
     process.wait()
-    killed = {path: standing(path) for path in tmp_path.glob("tiny/*.jsonl")}
-    assert any(not one.ended for one in killed.values())
-    told = subprocess.run(command, capture_output=True, text=True)
+    return found[0].with_suffix(".jsonl")
+
+
+@pytest.mark.slow
+def test_the_command_that_was_killed_goes_on_at_once(command, tmp_path):
+    """With workers that are processes, and may outlive the sweep by an instant."""
+    path = killed_in_flight([*command, "laptop"], tmp_path / "tiny")
+    assert not standing(path).ended
+    told = subprocess.run([*command, "laptop"], capture_output=True, text=True)
     assert told.returncode == 0, told.stderr
     ends = [standing(path) for path in tmp_path.glob("tiny/*.jsonl")]
     assert [(one.state, one.steps) for one in ends] == [("done", 600)] * 2
+    assert records.read(path)[-1].evaluations == 600 * 2
+
+
+@pytest.mark.slow
+def test_workers_end_with_a_sweep_that_is_killed(command, tmp_path):
+    path = killed_in_flight([*command, "paper", "--only", "estimator=st"], tmp_path / "tiny")
+    for _ in range(500):
+        with contextlib.suppress(ConfigError):
+            records.Lock(path).release()
+            break
+        time.sleep(0.02)
+    else:
+        pytest.fail("a worker goes on without its sweep")
+    assert standing(path).state == "unfinished"
 
 
 if __name__ == "__main__":

@@ -41,7 +41,7 @@ def png(chart: Chart) -> bytes:
     """Return the picture of a chart with something to draw."""
     with mpl.rc_context({**mpl.rcParamsDefault, **_STYLE}):
         buffer = io.BytesIO()
-        _draw(chart).savefig(buffer, format="png", dpi=_DPI, metadata={"Software": None})
+        _draw(chart).savefig(buffer, format="png", dpi=_DPI)
     return _small(np.asarray(Image.open(buffer).convert("RGB")))
 
 

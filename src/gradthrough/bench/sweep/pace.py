@@ -55,6 +55,7 @@ class Pace:
         self._configs: dict[Path, RunConfig] = {}
         self._settings: dict[Path, str] = {}
         self._first: dict[Path, int] = {}
+        self._since: float | None = None
         self._now: dict[Path, Standing] = {}
         for run in runs:
             self.note(run.path, run.config, run.standing)
@@ -87,9 +88,14 @@ class Pace:
             done += rate * max(0, now.epochs - self._first[path])
             if not now.ended:
                 ahead += rate * (config.epochs - now.epochs)
+        if done and self._since is None:
+            # Until now workers started: count from here on.
+            self._since = passed
+            self._first = {path: now.epochs for path, now in self._now.items()}
+            return None
         mean = sum(c.epochs for c in self._configs.values()) / len(self._configs)
         ahead += self._further * mean * rates[""]
-        return passed * ahead / done if done else None
+        return (passed - (self._since or 0.0)) * ahead / done if done else None
 
     def _rates(self) -> dict[str, float] | None:
         """Return the training seconds of an epoch: by setting, by task, and under "" of all."""

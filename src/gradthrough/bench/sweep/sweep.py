@@ -15,7 +15,7 @@ from ..experiment import Experiment
 from .executors.base import AbstractExecutor, LostWorkerError
 from .job import Job, Outcome
 from .plan import Grid, Row, jobs, plan
-from .states import fail, held, remaining, reopen
+from .states import fail, held, remaining, reopen, standing
 from .work import told, work
 
 if TYPE_CHECKING:
@@ -173,7 +173,8 @@ def _ends(rows: Sequence[Row], ended: Sequence[tuple[Job, Outcome]]) -> tuple[En
     found: dict[Path, End] = {}
     for row in rows:
         for run in row.runs:
-            now = run.standing
+            # One that nobody was told of may be on its way.
+            now = run.standing if run.standing.ended else standing(run.path)
             end = End(run.title, run.config.seed, run.path, now.state, now.reason)
             found.setdefault(run.path, end)
     for job, outcome in ended:

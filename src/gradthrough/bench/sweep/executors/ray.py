@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import tempfile
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import replace
@@ -52,9 +53,9 @@ class RayExecutor(AbstractExecutor):
     logs of Ray, on their machines.
 
     Args:
-        address: of the cluster, "auto" on one of its machines; None: the one of the environment
-            variable RAY_ADDRESS, or else a new one of this machine alone, which ends with the
-            executor.
+        address: of the cluster; "auto": the one that this machine is part of; None: that of the
+            environment variable RAY_ADDRESS, the one that this machine is part of, or else a new
+            one of this machine alone, which ends with the executor.
         workers: how many jobs at a time; None: as many as the cluster has cores for.
         threads: cores of each job.
 
@@ -86,12 +87,15 @@ class RayExecutor(AbstractExecutor):
 
     def _connect(self, address: str | None) -> None:
         silent: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-        if address is None:
+        found = _running_here() if address in (None, "auto") else address
+        if address is None and found is None:
             self._start(silent)
             return
         try:
-            _knock(address)
-            self._ray.init(address=address, **silent)
+            if found is None:
+                raise ConnectionError("none runs on this machine")
+            _knock(found)
+            self._ray.init(address=found, **silent)
         except (OSError, ValueError, RuntimeError) as error:
             raise ConfigError(
                 f"no Ray cluster at {address!r} ({error}). Start one, with 'ray start --head' on "
@@ -157,6 +161,17 @@ class RayExecutor(AbstractExecutor):
         while self._pending:
             future, _ = self._pending.popitem()
             future.set_exception(LostWorkerError("the executor was closed"))
+
+
+def _running_here() -> str | None:
+    """Return the address that `ray start` has left on this machine, if somebody is there."""
+    path = Path(os.environ.get("RAY_TMPDIR", tempfile.gettempdir())) / "ray" / "ray_current_cluster"
+    try:
+        address = path.read_text(encoding="utf-8").strip()
+        _knock(address)
+    except OSError:
+        return None
+    return address or None
 
 
 def _knock(address: str) -> None:
