@@ -750,3 +750,5 @@ def test_a_run_trains_clips_schedules_and_reports(tmp_path):
     assert {("train", "loss"), ("valid", "accuracy"), ("test", "accuracy_1_10")} <= names
     skipped = run(replace(config, estimator="rebar", estimator_options={}), out=tmp_path)
     assert skipped.status == "skipped"
+    with pytest.raises(gt.ConfigError, match=r"rollout\(\).*Train without"):
+        run(replace(config, compile="default"), out=tmp_path, progress=False)

@@ -320,3 +320,30 @@ def test_the_model_holds_nothing_but_the_logits():
     model = Bits(torch.zeros(3, 2), torch.full((3,), 0.45), 2.0)
     assert list(model.state_dict()) == ["logits"]
     assert [tuple(x.shape) for x in model.parameters()] == [(3, 2)]
+
+
+def test_the_families_have_one_law_and_one_gradient():
+    seeds, rows = Seeds(0), torch.zeros(3, 1)
+    found = {}
+    for family in ("categorical", "bernoulli"):
+        task = replace(SMALL, target="grid", family=family)
+        model = task.model(seeds)
+        loss = task.losses(model, rows, Bound(gt.Enumerate()))
+        loss.sum().backward()
+        found[family] = (loss.detach(), model.logits.grad, task.gap(model.logits.detach()))
+    for x, y in zip(*found.values(), strict=True):
+        torch.testing.assert_close(x, y)
+    assert "family" not in SMALL.options()
+    assert "bernoulli" in replace(SMALL, family="bernoulli").options().values()
+
+
+@pytest.mark.parametrize("key", ["rodeo", "disarm", "double_cv"])
+def test_what_serves_no_categorical_trains_bernoulli_bits(key):
+    task = replace(SMALL, family="bernoulli")
+    assert SMALL.refuses(gt.estimator(key)) is not None
+    assert task.refuses(gt.estimator(key)) is None
+
+
+def test_an_unknown_family_is_refused():
+    with pytest.raises(gt.ConfigError, match="categorical or bernoulli"):
+        Polynomial(family="normal")

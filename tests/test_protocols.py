@@ -180,3 +180,16 @@ def test_what_cannot_be_is_refused_in_words(changes, words):
 def test_seeds_do_not_share_what_moves_or_looks_at_all_weights(changes, tmp_path):
     with pytest.raises(gt.ConfigError, match="share one optimizer"):
         run_together(config(**changes), (0, 1), out=tmp_path, progress=False)
+
+
+class Watching(VAE):
+    watched = "kl"
+
+
+def test_plateau_looks_at_what_the_task_watches(tmp_path):
+    options = {"schedule": "plateau", "patience": 0, "epochs": 4, "batch_size": 500, "lr": 1e-3}
+    task = Watching(**(DIGITS.options()))
+    result = train(tmp_path, config(task, "reinmax", **options), task)
+    kls = [r.value for r in result.records if (r.split, r.metric) == ("valid", "kl")]
+    state = torch.load(result.path.with_suffix(".ckpt"), weights_only=True)
+    assert state["schedule"]["best"] == min(kls)

@@ -415,6 +415,30 @@ def test_the_window_leaves_out_what_is_far_above(tmp_path):
     assert low < 10.0
     assert 14 < high < 1000
     assert "leave out the first epochs" in chart.caption
+    put(tmp_path, config(found, "ST", "2"), [990.0], end=None)  # it has only begun
+    ((_, chart),) = section(found, tmp_path).charts
+    assert chart.panels[0].window[1] < 500
+
+
+def test_of_a_line_that_ended_badly_nothing_is_drawn_while_another_goes_on(tmp_path):
+    found = experiment(tmp_path, FIGURE)
+    put(tmp_path, config(found, "ReinMax", "2", seed=1), falling(5.0)[:15], end="diverged")
+    ((_, chart),) = section(found, tmp_path).charts
+    assert len(chart.panels[0].lines[0].marks) == 15
+    put(tmp_path, config(found, "ReinMax", "2"), falling(10.0)[:4], end=None)
+    ((_, chart),) = section(found, tmp_path).charts
+    assert [m.y for m in chart.panels[0].lines[0].marks] == falling(10.0)[:4]
+
+
+def test_published_numbers_stand_as_they_were_published(tmp_path):
+    found = experiment(tmp_path, TABLE.replace("20.5", "20"))
+    table = section(found, tmp_path).tables[0]
+    texts = {place: e.published.text for place, e in table.entries.items() if e.published}
+    assert texts == {
+        ("ReinMax", "2"): "10.0 ± 0.5",
+        ("ReinMax", "3"): "20.0",
+        ("ST", "2"): "10.0 ± 0.5 (n=7)",
+    }
 
 
 BARS = """
@@ -465,6 +489,11 @@ def test_a_method_looks_the_same_in_every_experiment(tmp_path):
     assert looks[0]["ReinMax"] == looks[1]["rm"] == looks[2]["b"]
     assert looks[0]["ST"] == looks[1]["ST"] == looks[2]["a"]
     assert [len({*look.values()}) for look in looks] == [2, 3, 2, 2]
+    twice = HEAD.replace('"ST" = {', '"hot" = { estimator = "reinmax" }\n"ST" = {')
+    view = FigureView("", {"loss": "train/loss"}, lines="method")
+    look = styles(experiment(tmp_path, TABLE, head=twice, name="twice"), view)
+    assert look["hot"].colour == look["ReinMax"].colour
+    assert look["hot"].dash != look["ReinMax"].dash
 
 
 SEARCH = """

@@ -44,8 +44,8 @@ class RunConfig:
         weight_decay: of every optimizer, >= 0.
         clip: norm to which the gradient of the weights is cut before each step, > 0.
         schedule: what moves the learning rate, once for each epoch: "cosine" takes it to `lr_end`
-            after the last epoch; "plateau" halves it when the headline metric on the split "valid"
-            has not become better in more than `patience` evaluations.
+            after the last epoch; "plateau" halves it when the metric that the task watches, on the
+            split "valid", has not become better in more than `patience` evaluations.
         lr_end: where "cosine" ends, >= 0.
         patience: of "plateau", >= 0.
         tau_end: tau of the last epoch, > 0; between the first, which the options say, and the last

@@ -85,7 +85,7 @@ class Schedule:
         """End an epoch.
 
         Args:
-            watched: the headline metric of the split "valid", None if there is none.
+            watched: what the task watches, of the split "valid"; None if there is nothing.
             evaluated: whether the held-out splits were looked at after this epoch.
 
         Raises:

@@ -47,6 +47,14 @@ class AbstractTask(abc.ABC):
 
     name: ClassVar[str]
     metrics: ClassVar[tuple[Metric, ...]]  # the first is the headline
+    # What the schedule "plateau" looks at on the split "valid"; "": the headline.
+    watched: ClassVar[str] = ""
+
+    @property
+    def watched_metric(self) -> Metric:
+        """What the schedule "plateau" looks at on the split "valid"."""
+        named = {metric.name: metric for metric in self.metrics}
+        return named.get(self.watched, self.metrics[0])
 
     @abc.abstractmethod
     def prepare(self, device: torch.device) -> None:

@@ -75,7 +75,7 @@ class _Run:
         task.prepare(fabric.device)
         model = task.model(self.seeds)
         optimizers = task.optimizers(model, config)
-        self.schedule = Schedule(config, optimizers[0], task.metrics[0].better)
+        self.schedule = Schedule(config, optimizers[0], task.watched_metric.better)
         wrapped: Any = fabric.setup(model, *optimizers)
         self.model, *self.optimizers = wrapped
         self.generator = torch.Generator(fabric.device)
@@ -146,7 +146,7 @@ class _Run:
                 last = journal.epoch == config.epochs
                 if evaluated := last or journal.epoch % config.evaluate_every == 0:
                     found |= self._metrics(final=False)
-                watched = found.get(("valid", self.task.metrics[0].name))
+                watched = found.get(("valid", self.task.watched_metric.name))
                 self.schedule.step(watched, evaluated=evaluated)
                 journal.write(found)
                 journal.save(self._state())

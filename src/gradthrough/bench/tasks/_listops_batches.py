@@ -25,6 +25,16 @@ class Batch:
     def __init__(self, tokens: Tensor, lengths: Tensor, labels: Tensor) -> None:
         self.tokens, self.lengths, self.labels = tokens, lengths, labels
 
+    @property
+    def shape(self) -> torch.Size:
+        """Shape of the tokens."""
+        return self.tokens.shape
+
+    @property
+    def device(self) -> torch.device:
+        """Where they are."""
+        return self.tokens.device
+
     def __len__(self) -> int:
         return len(self.labels)
 

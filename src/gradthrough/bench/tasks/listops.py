@@ -47,7 +47,8 @@ class ListOps(AbstractTask):
         leaf_rnn: leaves from an LSTM over the tokens, else from each token alone.
         dropout: on embeddings and around the classifier's hidden layer, in [0, 1).
         scaled: divide the scores of pairs by the square root of `hidden`.
-        max_length: longer sentences are left out of every split, as published.
+        max_length: in tokens, "[" is one of them; longer sentences are left out of every split, as
+            published.
         source: release (valid and test as published) or generated; the training set is always
             generated.
         train_size: expressions to train on, long ones included.
@@ -75,6 +76,7 @@ class ListOps(AbstractTask):
         Metric("accuracy", "%", "higher", "accuracy"),
         *(_accuracy(*bounds) for bounds in _LENGTHS),
     )
+    watched: ClassVar[str] = "accuracy"
 
     def __post_init__(self) -> None:
         for option in ("embedding", "hidden", "classifier", "max_length"):

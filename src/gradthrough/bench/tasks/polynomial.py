@@ -6,44 +6,56 @@ import functools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from ..._errors import ConfigError, DomainError
+from ...distributions.base import Distribution
+from ...distributions.bernoulli import Bernoulli
 from ...distributions.categorical import Categorical
 from ...rollout import Bound
+from ..options import added
 from ..seeds import Seeds
 from ..task import AbstractTask, Metric
 
 Target = float | Literal["grid"]
+Family = Literal["categorical", "bernoulli"]
 
 
 class Bits(nn.Module):
-    """Independent bits, written as one-hots of two classes, and what they cost.
+    """Independent bits, and what they cost.
 
     Args:
         logits: (length, 2), where they start.
         target: (length,).
         p: exponent of the distance.
+        family: "categorical": one-hots of two classes, of which the first is the bit;
+            "bernoulli": numbers, whose logit is the difference of the two.
     """
 
     target: Tensor
 
-    def __init__(self, logits: Tensor, target: Tensor, p: float) -> None:
+    def __init__(
+        self, logits: Tensor, target: Tensor, p: float, family: Family = "categorical"
+    ) -> None:
         super().__init__()
         self.logits = nn.Parameter(logits)
         self.register_buffer("target", target, persistent=False)
-        self.p = p
+        self.p, self.family = p, family
 
-    def law(self, rows: int) -> Categorical:
+    def law(self, rows: int) -> Distribution:
         """Return the law of some equal rows."""
+        if self.family == "bernoulli":
+            logits = self.logits[:, 0] - self.logits[:, 1]
+            return Bernoulli(logits.expand(rows, *logits.shape), event_dims=1)
         return Categorical(self.logits.expand(rows, *self.logits.shape), event_dims=1)
 
     def cost(self, z: Tensor) -> Tensor:
-        """Return the mean of ``|z[..., 0] - target|^p``, (N, B), for z (N, B, length, 2)."""
-        return (z[..., 0] - self.target).abs().pow(self.p).mean(-1)
+        """Return the mean of ``|bit - target|^p``, (N, B), for z (N, B, length[, 2])."""
+        bits = z if self.family == "bernoulli" else z[..., 0]
+        return (bits - self.target).abs().pow(self.p).mean(-1)
 
     def forward(self, batch: Tensor, expect: Bound) -> Tensor:
         """Return one estimate of the cost for each row of the batch, (B,)."""
@@ -64,6 +76,8 @@ class Polynomial(AbstractTask):
         p: exponent, >= 1.
         target: c, one number for all bits, or "grid": (i - 1/2) / length for i = 1 .. length.
         steps_per_epoch: steps that count as an epoch, since there is no data.
+        family: categorical: one-hots of two classes; bernoulli: numbers with the same law and the
+            same parameters, for estimators that serve no categorical.
 
     Reference:
         Liu et al., NeurIPS 2023, arXiv:2304.08612; with p = 2 and one bit: Tucker et al., NeurIPS
@@ -74,6 +88,7 @@ class Polynomial(AbstractTask):
     p: float = 2.0
     target: Target = 0.45
     steps_per_epoch: int = 200
+    family: Family = added("categorical")  # noqa: RUF009 - added() makes a field
 
     name: ClassVar[str] = "polynomial"
     metrics: ClassVar[tuple[Metric, ...]] = (
@@ -85,6 +100,10 @@ class Polynomial(AbstractTask):
         for option in ("length", "steps_per_epoch"):
             if getattr(self, option) < 1:
                 raise DomainError(f"{option} must be at least 1, but is {getattr(self, option)}.")
+        if self.family not in get_args(Family):
+            raise ConfigError(
+                f"family is {self.family!r}, but must be {' or '.join(get_args(Family))}."
+            )
         if not 1 <= self.p < math.inf:
             raise DomainError(f"p must be finite and at least 1, but is {self.p}.")
         object.__setattr__(self, "p", float(self.p))  # 2 is 2.0: one setting has one key
@@ -133,7 +152,7 @@ class Polynomial(AbstractTask):
         """Return bits with logits uniform in (-0.01, 0.01)."""
         generator = torch.Generator().manual_seed(seeds.of("init"))
         logits = torch.empty(self.length, 2).uniform_(-0.01, 0.01, generator=generator)
-        return Bits(logits, self.targets().float(), self.p)
+        return Bits(logits, self.targets().float(), self.p, self.family)
 
     def batches(self, split: str, seeds: Seeds, *, epoch: int, size: int) -> Iterator[Tensor]:
         """Yield ``steps_per_epoch`` times rows (size, 1) without content for "train", else none."""
@@ -146,12 +165,14 @@ class Polynomial(AbstractTask):
         """Return an independent estimate of the loss for each row."""
         return model(batch, expect)
 
-    def latent(self, model: nn.Module, batch: Tensor) -> Categorical:
+    def latent(self, model: nn.Module, batch: Tensor) -> Distribution:
         """Return the law of the bits, once for each row."""
         return _bare(model).law(len(batch))
 
-    def law(self) -> Categorical:
+    def law(self) -> Distribution:
         """Return a law of one row."""
+        if self.family == "bernoulli":
+            return Bernoulli(torch.zeros(1, self.length), event_dims=1)
         return Categorical(torch.zeros(1, self.length, 2), event_dims=1)
 
     @torch.no_grad()
