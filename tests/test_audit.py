@@ -12,6 +12,7 @@ from scipy import stats
 import gradthrough as gt
 from gradthrough.auditing import support
 from gradthrough.auditing.compare import compare
+from gradthrough.auditing.cost import peak_bytes
 from gradthrough.auditing.intervals import (
     Spread,
     holm,
@@ -929,3 +930,10 @@ def test_a_direction_that_is_mostly_noise_has_no_cosine():
     )
     assert math.isnan(compare(own, noisy, 0.0)["cosine"])
     assert not math.isnan(compare(own, sure, 0.0)["cosine"])
+
+
+def test_the_peak_counts_what_a_step_makes_and_not_what_was_there():
+    layer, x = torch.nn.Linear(1000, 1000), torch.zeros(10, 1000)
+    assert peak_bytes(lambda: x.view(-1)) == 0
+    assert peak_bytes(lambda: layer(x)) == 40_000  # the transposed weight is a view
+    assert peak_bytes(lambda: (x + 1) + 1) == 80_000

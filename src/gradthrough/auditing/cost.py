@@ -86,15 +86,19 @@ class _Allocations(TorchDispatchMode):
         args: Any = (),  # noqa: ANN401
         kwargs: Any = None,  # noqa: ANN401
     ) -> Any:  # noqa: ANN401
+        # What comes in unknown was there before, and a view of it takes no memory.
+        for x in tree_leaves((args, kwargs)):
+            if isinstance(x, Tensor):
+                self._see(x.untyped_storage(), 0)
         out = func(*args, **(kwargs or {}))
         for x in tree_leaves(out):
             if isinstance(x, Tensor):
-                self._see(x.untyped_storage())
+                self._see(x.untyped_storage(), x.untyped_storage().nbytes())
         return out
 
-    def _see(self, storage: torch.UntypedStorage) -> None:
-        key, size = storage._cdata, storage.nbytes()  # pyright: ignore[reportPrivateUsage]
-        if key in self._known or not size:
+    def _see(self, storage: torch.UntypedStorage, size: int) -> None:
+        key = storage._cdata  # pyright: ignore[reportPrivateUsage]
+        if key in self._known:
             return
         self._known.add(key)
         self.now += size
