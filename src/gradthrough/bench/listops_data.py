@@ -107,8 +107,8 @@ def draw_expressions(
 ) -> tuple[Expression, ...]:
     """Draw expressions by the recipe of the release until so many are new; in random order.
 
-    Below depth 20 a node is an operator with probability 1/4, else a digit; at depth 20 it is a
-    digit. An operator has 2 to 5 arguments. All that is drawn is uniform.
+    A node is an operator with probability 1/4, else a digit, at depth 20 always. An operator has
+    2 to 5 arguments. All that is drawn is uniform.
 
     Args:
         size: how many.
@@ -196,12 +196,7 @@ def _median(x: list[int]) -> int:
     return (x[(len(x) - 1) // 2] + x[len(x) // 2]) // 2
 
 
-_APPLY: tuple[Callable[[list[int]], int], ...] = (
-    lambda x: x[0],
-    lambda x: x[-1],
-    _median,
-    lambda x: sum(x) % 10,
-)
+_APPLY: tuple[Callable[[list[int]], int], ...] = (min, max, _median, lambda x: sum(x) % 10)
 
 
 def words(expression: Expression) -> str:
