@@ -69,13 +69,13 @@ def signed(x: float) -> str:
 
     Example:
         >>> from gradthrough.bench.reporting.digits import signed
-        >>> signed(0.52), signed(-3.14), signed(2.03)
-        ('+0.5', '-3.1', '+2.03')
+        >>> signed(0.52), signed(-3.14), signed(2.03), signed(-0.01)
+        ('+0.5', '-3.1', '+2.03', '0.0')
     """
     for decimals in range(1, 9):
         text = f"{x:+.{decimals}f}"
         if abs(x) <= 2 or abs(float(text)) > 2:
-            return text
+            return text if float(text) else text[1:]
     return f"{x:+}"
 
 
