@@ -32,6 +32,7 @@ from gradthrough.bench.sweep.plan import Run, jobs, narrowed, plan, seeds_text
 from gradthrough.bench.sweep.states import Standing
 from gradthrough.bench.sweep.sweep import Watcher, sweep
 from gradthrough.bench.tasks.polynomial import Polynomial
+from gradthrough.cli_sweep import _parameters
 from sweeping import Inline, measured, tiny
 
 FILE = """
@@ -552,6 +553,7 @@ def test_the_command_line_sweeps(file, tmp_path, capsys, monkeypatch):
         (["--workers", "0"], "workers must be at least 1"),
         (["--threads", "0"], "threads must be at least 1"),
         (["--seeds", "3..1"], "write 1..3"),
+        (["--slurm", "mem_gb"], "--slurm is 'mem_gb', but must be NAME=VALUE"),
     ],
 )
 def test_the_command_line_refuses_in_words(words, message, file, capsys):
@@ -559,6 +561,11 @@ def test_the_command_line_refuses_in_words(words, message, file, capsys):
         cli.main(["bench", "sweep", str(file), *words])
     assert end.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def test_parameters_of_slurm_are_read_as_they_are_meant():
+    found = _parameters(["mem_gb=8", "partition=gpu", "comment=a=b"])
+    assert found == {"mem_gb": 8, "partition": "gpu", "comment": "a=b"}
 
 
 def test_no_experiment_is_refused(capsys):
