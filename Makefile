@@ -16,7 +16,7 @@ PINS := pyproject.toml constraints.txt
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo bench test lint types docs format wheel-check clean
+.PHONY: help demo bench smoke test lint types docs format wheel-check clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -26,6 +26,11 @@ demo: $(BENCH) ## train and compare a few estimators on this machine
 
 bench: $(PEERS) ## time the kernels, ten minutes; BENCH_OPTIONS=--full: all of it, hours
 	$(BIN)/python benchmarks/kernels.py --out benchmarks/results/kernels.csv --page docs/kernels.md $(BENCH_OPTIONS)
+
+smoke: $(BENCH) ## run every experiment for a few seconds, without data, and report it
+	@set -e; dir=$$(mktemp -d); trap 'rm -rf "$$dir"' EXIT; export OMP_NUM_THREADS=1; \
+	$(BIN)/gradthrough bench sweep experiments/*.toml --budget smoke --out "$$dir"; \
+	$(BIN)/gradthrough bench report experiments --results "$$dir" --markdown "$$dir/results.md" --html "$$dir/results.html"
 
 test: $(DEV) ## run the tests and the examples in the docstrings
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
