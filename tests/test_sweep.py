@@ -21,16 +21,16 @@ from gradthrough.bench.cells import cells
 from gradthrough.bench.experiment import Part
 from gradthrough.bench.records import Record
 from gradthrough.bench.seeds import parse_seeds
-from gradthrough.bench.sweep import states, view
-from gradthrough.bench.sweep import sweep as sweeping
+from gradthrough.bench.sweep import engine, states, view
 from gradthrough.bench.sweep import work as working
+from gradthrough.bench.sweep.engine import Watcher
 from gradthrough.bench.sweep.executors import EXECUTORS, Resources, executor
 from gradthrough.bench.sweep.executors.local import LocalExecutor
 from gradthrough.bench.sweep.job import Job, Outcome
 from gradthrough.bench.sweep.pace import Pace, Tail
 from gradthrough.bench.sweep.plan import Run, jobs, narrowed, plan, seeds_text
 from gradthrough.bench.sweep.states import Standing
-from gradthrough.bench.sweep.sweep import Watcher, sweep
+from gradthrough.bench.sweep.sweep import sweep
 from gradthrough.bench.tasks.polynomial import Polynomial
 from gradthrough.cli_sweep import _parameters
 from sweeping import Inline, measured, tiny
@@ -61,7 +61,7 @@ run = { epochs = 2 }
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     """Poll often, and keep the threads of this process."""
-    monkeypatch.setattr(sweeping, "_POLL", 0.02)
+    monkeypatch.setattr(engine, "POLL", 0.02)
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)

@@ -29,7 +29,7 @@ paper = "none"
 [run]
 task = "polynomial"
 task_options = { length = 4, steps_per_epoch = 10 }
-epochs = 60
+epochs = 120
 batch_size = 2
 lr = 0.01
 [axes.estimator]
@@ -139,8 +139,8 @@ def test_the_command_that_was_killed_goes_on_at_once(command, tmp_path):
     told = subprocess.run([*command, "laptop"], capture_output=True, text=True)
     assert told.returncode == 0, told.stderr
     ends = [standing(path) for path in tmp_path.glob("tiny/*.jsonl")]
-    assert [(one.state, one.steps) for one in ends] == [("done", 600)] * 2
-    assert records.read(path)[-1].evaluations == 600 * 2
+    assert [(one.state, one.steps) for one in ends] == [("done", 1200)] * 2
+    assert records.read(path)[-1].evaluations == 1200 * 2
 
 
 @pytest.mark.slow

@@ -13,11 +13,12 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from .engine import Watcher
 from .job import Job, Outcome
 from .pace import Pace, Tail
 from .plan import Row, seeds_text
 from .states import Standing
-from .sweep import Summary, Watcher
+from .sweep import Summary
 
 _LOOK = 1.0  # seconds between two looks at the records
 _STYLES = {"done": "green", "diverged": "yellow", "skipped": "dim", "failed": "red"}
