@@ -1,5 +1,6 @@
 """Sweeps on a cluster: machines die, processes are killed, and every run is done once."""
 
+import builtins
 import os
 import signal
 import socket
@@ -162,10 +163,11 @@ def cluster():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        found = Cluster()
+        found, was = Cluster(), builtins.print
         try:
             add(found, include_dashboard=False)
             yield found
+            assert builtins.print is was
         finally:
             found.shutdown()
 

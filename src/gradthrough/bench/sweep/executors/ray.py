@@ -87,6 +87,8 @@ class RayExecutor(AbstractExecutor):
 
     def _connect(self, address: str | None) -> None:
         silent: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+        # Or Ray puts its own function in place of builtins.print, for good.
+        os.environ.setdefault("RAY_TQDM_PATCH_PRINT", "0")
         found = _running_here() if address in (None, "auto") else address
         if address is None and found is None:
             self._start(silent)
