@@ -135,6 +135,12 @@ def test_a_file_that_is_not_there_names_those_that_are(tmp_path):
         ('rows = "estimator"', 'rows = "estimator"\nspread = "x"', "tables[0]: spread is 'x', but"),
         ('rows = "estimator"', 'rows = "estimator"\nepochs = ["1"]', "tables[0]: epochs is ['1']"),
         ('metrics = { loss = "test/loss" }', "", "figures[0] lacks metrics"),
+        ('"test/loss" }', '"testloss" }', "'Curves' has the metric 'testloss', but"),
+        ('"test/loss" }', '"test/" }', "'Curves' has the metric 'test/', but must have 'split/me"),
+        ('"test/loss" }', '"tset/loss" }', "one of the splits train, valid, test, probe, run"),
+        ("[run]", "[run]\nseed = 3", "run has a seed. Seeds are those of the budgets: seeds = '0"),
+        ("small = { task", "small = { seed = 3, task", "axes.size.small has a seed"),
+        ("run = { epochs = 1 }", "run = { seed = 1 }", "budgets.smoke[0].run has a seed"),
         ('log = "y"', 'kind = "pies"', "figures[0]: kind is 'pies', but must be curves or bars"),
         ("trials = { smoke = 2 }", 'better = "up"', "search: better is 'up', but must be lower or"),
         ("trials = { smoke = 2 }", 'trials = { smoke = "2" }', "search: trials is {'smoke': '2'}"),
@@ -229,6 +235,10 @@ def test_each_seed_has_its_config(tmp_path):
         ("length = 4", "lenght = 4", "lenght"),
         ("length = 4", "length = 0", "length must be at least 1, but is 0"),
         ("lr = 1\n", "lr = -1\n", "lr must be finite and above 0"),
+        ("lr = 1\n", "lr = true\n", "lr is True, but must be a number"),
+        ("run = { epochs = 1 }", "run = { epochs = 1.5 }", "epochs is 1.5, but must be a whole"),
+        ("length = 4", "length = 4.5", "length is 4.5, but must be a whole number"),
+        ("length = 4", "length = 4, p = true", "p is True, but must be a number"),
         ("run = { epochs = 1 }", "run = { task_options = 2 }", "task_options is 2, but must be a"),
         ('seeds = "0"', 'seeds = "3..1"', "write 1..3"),
     ],
@@ -238,6 +248,20 @@ def test_a_config_that_is_refused_is_named_by_its_cell(old, new, words, tmp_path
     with pytest.raises(gt.ConfigError, match=re.escape(words)) as error:
         found(tmp_path, "smoke", FILE.replace(old, new))
     assert str(error.value).startswith("bits, estimator=st, size=small: ")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *((name, x) for name in ("epochs", "samples", "batch_size") for x in (1.5, 2.0, True, "2")),
+        *((name, x) for name in ("seed", "evaluate_every", "patience") for x in (1.0, False, None)),
+        *((name, x) for name in ("lr", "weight_decay", "lr_end") for x in (True, "1", None)),
+        *((name, x) for name in ("tuning_lr", "clip", "tau_end") for x in (True, "1")),
+    ],
+)
+def test_a_config_takes_numbers_where_there_are_to_be_numbers(field, value):
+    with pytest.raises(gt.ConfigError, match=f"{field} is {value!r}, but must be a"):
+        RunConfig("polynomial", {}, "reinmax", **{field: value})
 
 
 def test_an_unknown_budget_is_refused(tmp_path):

@@ -161,6 +161,13 @@ PUBLISHED = Published(10.0, 0.5, "10.0 ± 0.5", 1)
         (number(10.4), PUBLISHED, "within", "+0.8 sd, within 2 sd"),
         (number(9.0), PUBLISHED, "within", "-2.0 sd, within 2 sd"),
         (number(11.55), PUBLISHED, "outside", "outside: +3.1 sd"),
+        (number(10.3), Published(10.1, 0.1, "", 1), "within", "+2.0 sd, within 2 sd"),
+        (
+            number(1.0, short=(5, 10), other="other settings: lr 1, not 2"),
+            PUBLISHED,
+            "shorter",
+            "shorter: 5 of 10 epochs; other settings: lr 1, not 2",
+        ),
         (number(8.0, 8.4), PUBLISHED, "outside", "outside: -3.6 sd"),
         (number(10.0, short=(10, 20)), PUBLISHED, "shorter", "shorter: 10 of 20 epochs"),
         (number(10.0, other="other settings: lr 1, not 2"), PUBLISHED, "other", "other settings"),
@@ -263,6 +270,28 @@ def test_other_settings_get_no_verdict_and_smoke_no_place(tmp_path):
     assert one.verdict.text == "other settings: lr 0.5, not 0.0005; epochs 10, not 20"
     put(tmp_path, config(found, "ReinMax", "2"), falling(10.0))
     assert entry(found, tmp_path, "ReinMax", "2").verdict.kind == "within"
+
+
+def test_a_smoke_run_that_is_only_shorter_has_no_place_either(tmp_path):
+    found = experiment(tmp_path, TABLE, FIGURE)
+    for seed in (0, 1):  # with --seeds, too
+        put(tmp_path, config(found, "ReinMax", "2", budget="smoke", seed=seed), falling(1.0, 1))
+    one = section(found, tmp_path)
+    assert one.tables[0].entries["ReinMax", "2"].verdict.text == "not run"
+    assert not one.ledger
+    # What a laptop is to do counts, whatever else asks for it.
+    both = experiment(tmp_path, budgets=BUDGETS.replace("epochs = 10", "epochs = 1"))
+    assert entry(both, tmp_path, "ReinMax", "2").ours.short == (1, 20)
+
+
+def test_a_laptop_of_two_names_for_one_thing_says_what_is_other(tmp_path):
+    head = HEAD.replace("polynomial", "gradient_accuracy").replace("length = 4, steps_per_", "")
+    head = head.replace("{ epoch = 10 }", "{ tau = 1.0 }").replace("{ p = ", "{ tau = ")
+    budgets = BUDGETS.replace("epochs = 10", "task_options = { tau = 0.5 }")
+    found = experiment(tmp_path, head=head, budgets=budgets)
+    put(tmp_path, config(found, "ReinMax", "2", budget="laptop"), falling(1.0))
+    said = entry(found, tmp_path, "ReinMax", "2").verdict.text
+    assert said == "other settings: tau 0.5, not 2.0"
 
 
 def test_seeds_that_came_to_nothing_are_counted_with_those_that_did_not(tmp_path):
@@ -371,6 +400,21 @@ def test_no_number_of_ours_without_a_record(tmp_path):
     assert ours_in(empty) == ours_in(page([bare])) == []
     assert empty.count("*not run*") == 4
     assert not any(line.marks for _, c in bare.charts for p in c.panels for line in p.lines)
+
+
+def test_a_report_says_nothing_of_where_a_machine_keeps_its_records(tmp_path):
+    found = experiment(tmp_path)
+    put(tmp_path / "disk", config(found, "ReinMax", "2"), falling(1.0))
+    put(tmp_path / "disk", config(found, "ST", "2"), [1.0], end="failed", reason="no memory")
+    one = section(found, tmp_path / "disk")
+    near = markdown([one], tmp_path / "mine" / "docs")
+    assert "records in `../../disk/tiny`" in near
+    assert "](../../disk/tiny/" in near
+    for start in (tmp_path / "a" / "b" / "c", Path(tmp_path.anchor) / "elsewhere"):
+        far = markdown([one], start)
+        assert one.ledger
+        assert "disk" not in far
+        assert "failed: no memory" in far
 
 
 def test_the_same_records_make_the_same_files(tmp_path):
@@ -517,7 +561,8 @@ def searched(found, budget, results, losses):
 def test_of_a_search_the_best_trial_counts_and_says_of_how_many(tmp_path):
     found = experiment(tmp_path, TABLE, SEARCH)
     searched(found, "laptop", tmp_path, (9.0, 1.0, 3.0, 4.0))  # two cells take turns
-    assert entry(found, tmp_path, "ReinMax", "2").verdict.text == "shorter: 10 of 20 epochs"
+    said = entry(found, tmp_path, "ReinMax", "2").verdict.text
+    assert said == "shorter: 10 of 20 epochs; 2 of 3 trials"
     searched(found, "paper", tmp_path, (9.9, 1.0, 8.0, 4.0))
     one = section(found, tmp_path)
     ours = one.tables[0].entries["ReinMax", "2"]
@@ -538,6 +583,9 @@ def test_of_a_search_the_best_trial_counts_and_says_of_how_many(tmp_path):
         ("published.ST", "published.TS", "'TS', which is no level of method"),
         ("[10.0, 0.5, 7]", '[10.0, "x"]', "must be a number"),
         ("[10.0, 0.5, 7]", "[]", "must be a number"),
+        ("[10.0, 0.5, 7]", "[10.0, -0.5]", "a spread is at least 0"),
+        ("[10.0, 0.5, 7]", "[10.0, 0.5, 0]", "n a whole number from 1"),
+        ("[10.0, 0.5, 7]", "[10.0, 0.5, 2.5]", "n a whole number from 1"),
         ('"train/loss"', '"loss"', "'split/metric'"),
         ('"train/loss"', '"run/minutes"', "no derived number"),
         ('"train/loss" }', '"train/loss", b = "test/loss" }', "Spread 'metric'"),

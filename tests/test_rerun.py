@@ -6,6 +6,7 @@ import pytest
 
 import gradthrough as gt
 from gradthrough import cli
+from gradthrough.bench import records
 from gradthrough.bench.config import RunConfig
 from gradthrough.bench.rerun import rerun
 from gradthrough.bench.tasks.polynomial import Polynomial
@@ -47,6 +48,18 @@ def test_a_number_in_one_of_the_two_only_is_named(done, tmp_path):
     changed(done, 1, metric="other")
     again = rerun(done, out=tmp_path / "again", accelerator="cpu", progress=False)
     assert again.missing == (("train", "other", 3), ("train", "loss", 3))
+
+
+def test_a_third_time_is_a_run_of_its_own(done, tmp_path):
+    first = rerun(done, out=tmp_path / "again", accelerator="cpu", progress=False)
+    changed(first.result.path, 1, value=0.25)  # as by other code
+    again = rerun(done, out=tmp_path / "again", accelerator="cpu", progress=False)
+    assert again.same
+    lock = records.Lock(again.result.path)
+    with pytest.raises(gt.ConfigError, match="another process"):
+        rerun(done, out=tmp_path / "again", accelerator="cpu", progress=False)
+    lock.release()
+    assert again.result.path.exists()
 
 
 def test_another_environment_is_named(done, tmp_path, capsys):

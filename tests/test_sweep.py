@@ -389,6 +389,14 @@ def test_only_and_seeds_narrow_an_experiment(tmp_path):
     assert {run.path for row in rows for run in row.runs} < whole, "the keys are those of the whole"
 
 
+def test_a_level_may_have_commas_in_its_name():
+    sgd, plain = {"optimizer": "sgd"}, dict[str, str]()
+    one = replace(tiny(), axes={"how": {"sgd, slow": sgd, "sgd": sgd, "adam": plain}})
+    assert [*narrowed(one, ["how=sgd, slow"], None).axes["how"]] == ["sgd, slow"]
+    some = narrowed(one, ["how=sgd, slow", "how=sgd,adam"], None)
+    assert [*some.axes["how"]] == ["sgd, slow", "sgd", "adam"]
+
+
 @pytest.mark.parametrize(
     ("only", "seeds", "words"),
     [
@@ -572,6 +580,18 @@ def test_no_experiment_is_refused(capsys):
     with pytest.raises(SystemExit):
         cli.main(["bench", "sweep"])
     assert "no experiment came" in capsys.readouterr().err
+
+
+def test_an_experiment_is_refused_before_another_one_runs(file, tmp_path, monkeypatch, capsys):
+    executor = Inline()
+    monkeypatch.setitem(EXECUTORS, "local", lambda resources: executor)
+    other = file.with_name("other.toml")
+    other.write_text(file.read_text().replace('"st"', '"ts"'))
+    with pytest.raises(SystemExit) as end:
+        cli.main(["bench", "sweep", str(file), str(other), "--out", str(tmp_path)])
+    assert end.value.code == 2
+    assert "unknown estimator 'ts'" in capsys.readouterr().err
+    assert not executor.jobs
 
 
 def test_a_failure_is_the_exit_status(file, tmp_path, monkeypatch):

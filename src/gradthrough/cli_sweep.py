@@ -99,9 +99,12 @@ def _sweep(experiments: list[Experiment], sweeping: Sweeping) -> list[Summary]:
     from rich.console import Console
 
     from .bench.sweep.executors import Resources, executor
+    from .bench.sweep.plan import plan
     from .bench.sweep.sweep import sweep
     from .bench.sweep.view import View, summary_table
 
+    for experiment in experiments[1:]:  # refused now, and not once the first has run for days
+        plan(experiment, sweeping.budget, sweeping.out)
     console, summaries = Console(), list["Summary"]()
     resources = Resources(
         sweeping.workers,

@@ -14,6 +14,9 @@ Optimizer = Literal["adam", "radam", "sgd"]
 Precision = Literal["32-true", "bf16-mixed"]
 Compile = Literal["none", "default", "reduce-overhead"]
 Schedule = Literal["none", "cosine", "plateau"]
+_WHOLE = ("samples", "batch_size", "epochs", "seed", "evaluate_every", "patience")
+_REAL = ("lr", "tuning_lr", "momentum", "weight_decay", "clip", "lr_end", "tau_end")
+_OPTIONAL = ("tuning_lr", "clip", "tau_end")
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,7 @@ class RunConfig:
             it moves linearly. None: it stays.
 
     Raises:
-        ConfigError: unknown names; options that exclude one another.
+        ConfigError: unknown names; what is no number; options that exclude one another.
         DomainError: a number out of range.
 
     Example:
@@ -88,6 +91,7 @@ class RunConfig:
         built = self.build_estimator()  # refuses unknown keys and options
         if self.samples is None:
             object.__setattr__(self, "samples", built.traits.min_samples)
+        self._check_types()
         names = {
             "optimizer": Optimizer,
             "precision": Precision,
@@ -119,6 +123,18 @@ class RunConfig:
             if not 0 <= getattr(self, name) < end:
                 raise DomainError(f"{name} must be in [0, {end}), but is {getattr(self, name)}.")
         self._check_pairs(built)
+
+    def _check_types(self) -> None:
+        """Refuse what is no number, and a fraction where things are counted."""
+        for name in (*_WHOLE, *_REAL):
+            value, whole = getattr(self, name), name in _WHOLE
+            known = isinstance(value, int if whole else int | float)
+            # A bool is an int to Python, and not to who writes a file.
+            if (known and not isinstance(value, bool)) or (value is None and name in _OPTIONAL):
+                continue
+            raise ConfigError(
+                f"{name} is {value!r}, but must be a {'whole number' if whole else 'number'}."
+            )
 
     def _check_pairs(self, built: AbstractEstimator) -> None:
         """Refuse options that exclude one another."""

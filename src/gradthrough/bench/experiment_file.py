@@ -19,8 +19,12 @@ from .experiment import (
     Part,
     Search,
     TableView,
+    View,
     Where,
 )
+
+# Where a run has its numbers; under "run" stands what follows from them.
+SPLITS = ("train", "valid", "test", "probe", "run")
 
 
 def load(path: Path) -> Experiment:
@@ -75,8 +79,10 @@ class _Reader:
             "figures": self._all(FigureView, "figures"),
         }
         out = self._build(Experiment, data | parsed | {"name": self.name}, "the file")
+        _check_seeds(out)
         for view in (*out.tables, *out.figures):
             self._check_spread(view)
+            self._check_metrics(view)
         return out
 
     def _check_axes(self) -> None:
@@ -144,6 +150,30 @@ class _Reader:
                     f"{view.title!r} does not say which {axis} it shows. Spread it, or fix it: "
                     f"where = {{ {axis} = ... }}."
                 )
+
+    def _check_metrics(self, view: View) -> None:
+        for metric in view.metrics.values():
+            split, _, name = metric.partition("/")
+            if split not in SPLITS or not name.strip():
+                raise ConfigError(
+                    f"{view.title!r} has the metric {metric!r}, but must have 'split/metric', with "
+                    f"one of the splits {', '.join(SPLITS)}."
+                )
+
+
+def _check_seeds(experiment: Experiment) -> None:
+    """Refuse a seed beside those of the budgets, which alone count."""
+    runs = {"run": experiment.run}
+    for axis, levels in experiment.axes.items():
+        runs |= {f"axes.{axis}.{level}": run for level, run in levels.items()}
+    runs |= {f"overrides[{i}].run": x.run for i, x in enumerate(experiment.overrides)}
+    for name, parts in experiment.budgets.items():
+        runs |= {f"budgets.{name}[{i}].run": part.run for i, part in enumerate(parts)}
+    for place, run in runs.items():
+        if "seed" in run:
+            raise ConfigError(
+                f"{place} has a seed. Seeds are those of the budgets: seeds = '0..9'."
+            )
 
 
 def fits(hint: object, value: Any) -> bool:  # noqa: ANN401 - of TOML

@@ -12,6 +12,7 @@ from .._errors import ConfigError
 from . import records
 from .config import RunConfig
 from .journal import Result
+from .loop import path_of
 from .records import Record
 from .together import run_together
 from .train import run
@@ -63,28 +64,40 @@ def rerun(path: Path, *, out: Path, accelerator: str = "auto", progress: bool = 
 
     Args:
         path: records of the run; those of the seeds it trained with lie beside it.
-        out: folder of the new records; not the one that `path` is in.
+        out: folder of the new records, over those of an earlier time; not the one that `path` is
+            in.
         accelerator: as lightning-fabric has it.
         progress: show a bar.
 
     Raises:
         ConfigError: no records there; `out` would overwrite them; seeds that trained with it are
-            not there any more.
+            not there any more; another process does the same.
     """
     start = recorded(path)
     config = RunConfig(**dict(start.config or {}))
     if (out / path.parent.name).resolve() == path.parent.resolve():
         raise ConfigError(f"out is {out}, where the records are. Name another folder.")
     name = path.parent.name
+    seeds = [config.seed] if start.together is None else _together(path, config, start.together)
+    for seed in seeds:
+        _forget(path_of(dataclasses.replace(config, seed=seed), out, name))
     if start.together is None:
         second = run(config, out=out, experiment=name, accelerator=accelerator, progress=progress)
     else:
-        seeds = _together(path, config, start.together)
         results = run_together(
             config, seeds, out=out, experiment=name, accelerator=accelerator, progress=progress
         )
         second = results[seeds.index(config.seed)]
     return compare(records.read(path), second)
+
+
+def _forget(path: Path) -> None:
+    """Remove what an earlier second time left: a run that is done is not done again."""
+    lock = records.Lock(path)
+    try:
+        path.unlink(missing_ok=True)  # without its records a checkpoint does not count
+    finally:
+        lock.release()
 
 
 def compare(before: list[Record], second: Result) -> Again:

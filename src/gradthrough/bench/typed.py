@@ -8,6 +8,8 @@ import typing
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from .._errors import ConfigError
+
 
 def _simple(hint: object) -> list[object]:
     """Return the members of a type that plain text can give: no tensor, no network."""
@@ -32,8 +34,13 @@ def typed_options(kind: type) -> dict[str, list[object]]:
 def as_declared(kind: type, options: Mapping[str, Any]) -> dict[str, Any]:
     """Return options as a dataclass declares them: 1 is 1.0 where it wants a float.
 
+    A fraction where it wants a whole number, or true where it wants a number, is refused.
+
     An option of that name may be a whole number elsewhere, and the key of a config tells the two
     apart.
+
+    Raises:
+        ConfigError: such a value.
 
     Example:
         >>> import gradthrough as gt
@@ -42,7 +49,17 @@ def as_declared(kind: type, options: Mapping[str, Any]) -> dict[str, Any]:
         {'tau': 1.0, 'k': 10}
     """
     types_of = typed_options(kind)
-    return {
-        name: float(value) if type(value) is int and int not in types_of.get(name, [int]) else value
-        for name, value in options.items()
-    }
+    return {name: _declared(name, x, types_of.get(name, [])) for name, x in options.items()}
+
+
+def _declared(name: str, value: Any, known: list[object]) -> Any:  # noqa: ANN401 - of a file
+    if (int not in known and float not in known) or not isinstance(value, int | float):
+        return value
+    if isinstance(value, bool):
+        fine = bool in known  # an int to Python, and not to who writes a file
+    else:
+        fine = float in known or isinstance(value, int)
+    if not fine:
+        kind = "number" if float in known else "whole number"
+        raise ConfigError(f"{name} is {value!r}, but must be a {kind}.")
+    return float(value) if type(value) is int and int not in known else value

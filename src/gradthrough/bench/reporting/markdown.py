@@ -13,6 +13,8 @@ from .coverage import Coverage
 from .provenance import provenance
 from .tables import Entry, Table
 
+_FAR = 2  # folders up from the report; further away lies another project
+
 
 def markdown(sections: list[Section], folder: Path) -> str:
     """Return the text.
@@ -20,12 +22,23 @@ def markdown(sections: list[Section], folder: Path) -> str:
     Args:
         sections: one for each experiment.
         folder: where it is to lie, with the pictures in ``figures/`` beside it; records are linked
-            from there.
+            from there, unless they lie far from it.
     """
     parts = [f"# {texts.HEAD}", *texts.READ, _overview(sections)]
     for section in sections:
-        parts += _section(section, os.path.relpath(section.folder, folder).replace(os.sep, "/"))
+        parts += _section(section, _way(folder, section.folder))
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _way(start: Path, records: Path) -> str | None:
+    """Return the path from one folder to another, None if it says how this machine is laid out."""
+    ends = [Path(os.path.abspath(x)) for x in (start, records)]
+    try:
+        shared = Path(os.path.commonpath(ends))
+    except ValueError:  # two drives
+        return None
+    near = len(ends[0].parts) - len(shared.parts) <= _FAR and shared != Path(shared.anchor)
+    return os.path.relpath(records, start).replace(os.sep, "/") if near else None
 
 
 def _overview(sections: list[Section]) -> str:
@@ -37,7 +50,7 @@ def _overview(sections: list[Section]) -> str:
     return "\n".join(rows)
 
 
-def _section(section: Section, records: str) -> Iterator[str]:
+def _section(section: Section, records: str | None) -> Iterator[str]:
     experiment = section.experiment
     yield f'<a id="{section.name}"></a>\n\n## {_text(experiment.title)}'
     yield f"Paper: {_text(experiment.paper)}"
@@ -73,12 +86,13 @@ def _entry(entry: Entry | None) -> str:
     return "<br>".join(x for x in found if x)
 
 
-def _runs(section: Section, records: str) -> str:
+def _runs(section: Section, records: str | None) -> str:
     items = [
         f"- {_text(cell)}: " + ", ".join(f"{run.config.seed} `{run.key}`" for run in runs)
         for cell, runs in section.ledger.items()
     ]
-    return _details(f"Runs behind the numbers, by seed; records in `{records}`", items)
+    where = f"; records in `{records}`" if records is not None else ""
+    return _details(f"Runs behind the numbers, by seed{where}", items)
 
 
 def _details(summary: str, items: list[str]) -> str:
@@ -98,18 +112,20 @@ def _chart(chart: Chart, name: str) -> Iterator[str]:
     yield f"Ours: {_text(provenance(chart.runs))}"
 
 
-def _coverage(section: Section, records: str) -> Iterator[str]:
+def _coverage(section: Section, records: str | None) -> Iterator[str]:
     for found in section.coverage:
         yield f"- {_text(texts.coverage_line(found))}"
         yield from (f"    - {line}" for line in _open(found, records))
 
 
-def _open(found: Coverage, records: str) -> Iterator[str]:
+def _open(found: Coverage, records: str | None) -> Iterator[str]:
     for seeds, cells in found.missing:
         yield f"not run, {seeds}: {_text('; '.join(cells))}"
     for lost in found.lost:
         run = lost.run
-        link = f"[`{run.key}`]({records}/{run.key}.jsonl)"
+        link = f"`{run.key}`"
+        if records is not None:
+            link = f"[{link}]({records}/{run.key}.jsonl)"
         yield f"{_text(lost.cell)}, seed {run.config.seed} ({link}): {_text(lost.words)}"
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, cast
 
 from ..cells import Cell, cells
 from ..config import RunConfig
@@ -55,6 +55,8 @@ class Numbers:
 
     def __init__(self, experiment: Experiment, store: Store) -> None:
         self._store = store
+        smoke = _asked(experiment, "smoke") - _asked(experiment, "paper", "laptop")
+        self._barred = {run.key for run in store.runs if _seedless(run.config) in smoke}
         self.ledger: dict[str, dict[str, Run]] = {}
         self._searches = Searches(experiment, store.folder)
         search = experiment.search
@@ -104,7 +106,8 @@ class Numbers:
     ) -> _Source:
         epochs, found = cell.config.epochs, self._searches.of(cell, budget)
         if found is None:
-            return _Source(self._store.family(cell.config), epochs, short, other)
+            runs = [r for r in self._store.family(cell.config) if r.key not in self._barred]
+            return _Source(runs, epochs, short, other)
         best = self._store.run(found.best.key or "")
         if best is None:
             return _Source((), epochs)
@@ -115,6 +118,16 @@ class Numbers:
         if ended < wanted:
             other = "; ".join(x for x in (other, f"{ended} of {wanted} trials") if x)
         return _Source(runs, epochs, short, other, ended)
+
+
+def _asked(experiment: Experiment, *budgets: str) -> set[str]:
+    """Return what budgets ask for, whatever the seed."""
+    every = (cell for budget in budgets for cell in cells(experiment, budget))
+    return {_seedless(cell.config) for cell in every}
+
+
+def _seedless(config: RunConfig) -> str:
+    return replace(config, seed=0).key
 
 
 def _place(levels: Levels) -> tuple[tuple[str, str], ...]:
@@ -203,6 +216,8 @@ def _departure(laptop: Cell, paper: Cell | None) -> tuple[tuple[int, int] | None
     changed = [n for n in names if ours.get(n) != theirs.get(n)]
     if changed == ["epochs"] and laptop.config.epochs < paper.config.epochs:
         return (laptop.config.epochs, paper.config.epochs), ""
+    if not changed:  # a search, over other seeds
+        return None, ""
     words = [f"{n} {ours.get(n)}, not {theirs.get(n)}" for n in changed]
     return None, f"other settings: {'; '.join(words)}"
 
@@ -210,5 +225,8 @@ def _departure(laptop: Cell, paper: Cell | None) -> tuple[tuple[int, int] | None
 def _flat(config: RunConfig) -> dict[str, Any]:
     out: dict[str, Any] = {}
     for name, value in config.as_dict().items():
-        out |= value if isinstance(value, Mapping) else {name: value}
+        nested = isinstance(value, Mapping)
+        inner = cast("Mapping[str, Any]", value) if nested else {name: value}
+        # A task and an estimator may both have a tau.
+        out |= {n if n not in out else f"{name}.{n}": x for n, x in inner.items()}
     return out

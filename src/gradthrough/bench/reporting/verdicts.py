@@ -35,7 +35,8 @@ def verdict(ours: Number, published: Published | None) -> Verdict:
         lost = ", ".join(f"{n} {why}" for why, n in sorted(ours.lost.items()))
         return Verdict("missing", lost or "not run")
     if ours.short is not None:
-        return Verdict("shorter", f"shorter: {ours.short[0]} of {ours.short[1]} epochs")
+        words = f"shorter: {ours.short[0]} of {ours.short[1]} epochs"
+        return Verdict("shorter", f"{words}; {ours.other}" if ours.other else words)
     if ours.other:
         return Verdict("other", ours.other)
     if published is None:
@@ -43,8 +44,9 @@ def verdict(ours: Number, published: Published | None) -> Verdict:
     difference = ours.mean - published.mean
     if not published.sd:
         return Verdict("none", f"difference {_plus(difference, published.decimals)}")
-    inside = abs(difference) <= WIDTH * published.sd
-    text = f"{signed(difference / published.sd)} sd"
+    apart = round(difference / published.sd, 9)  # what is exactly 2 stays 2, however it rounds
+    inside = abs(apart) <= WIDTH
+    text = f"{signed(apart)} sd"
     return (
         Verdict("within", f"{text}, within 2 sd")
         if inside

@@ -176,6 +176,11 @@ class Reader:
                 "n]."
             )
         numbers = cast("list[float]", parts)
+        n = numbers[2] if len(numbers) == 3 else 1
+        if any(x < 0 for x in numbers[1:2]) or n < 1 or n != int(n):
+            raise self.error(
+                f"published has {found!r}, but a spread is at least 0, and n a whole number from 1."
+            )
         if len(numbers) == 2 and self.view.spread == "se" and self.view.n is None:
             raise self.error(
                 f"published has {found!r} with a standard error, which needs n, of how many seeds."

@@ -165,10 +165,13 @@ def _chosen(experiment: Experiment, only: Sequence[str]) -> Where:
         if axis not in experiment.axes:
             known = ", ".join(experiment.axes) or "none"
             raise ConfigError(f"--only: {experiment.name} has no axis {axis!r}. Known: {known}.")
-        for level in levels.split(","):
-            if level not in experiment.axes[axis]:
-                known = ", ".join(experiment.axes[axis])
-                raise ConfigError(f"--only: {axis} has no level {level!r}. Known: {known}.")
+        known = experiment.axes[axis]
+        # The name of a level may have commas of its own.
+        for level in [levels] if levels in known else levels.split(","):
+            if level not in known:
+                raise ConfigError(
+                    f"--only: {axis} has no level {level!r}. Known: {', '.join(known)}."
+                )
             kept[axis] = (*kept.get(axis, ()), level)
     return kept
 
