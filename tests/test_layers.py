@@ -13,6 +13,7 @@ ROOT = Path(gradthrough.__file__).parent
 HEAVY = (
     *("lightning_fabric", "lightning", "tyro", "polars", "matplotlib", "plotly", "sklearn"),
     *("scipy", "optuna", "pooch", "rich", "ray", "submitit", "pandas", "triton"),
+    *("pyro", "transformers", "pytorch_lightning", "torchrl", "vector_quantize_pytorch"),
 )
 # The pictures of an audit, which the rest of the library imports when one is asked for.
 DRAWN = ("auditing.picture", "auditing.page", "auditing.interactive")
@@ -20,9 +21,10 @@ DRAWN = ("auditing.picture", "auditing.page", "auditing.interactive")
 # What a module may import of the library, besides the modules of its own row that come first.
 FOUNDATION = ("_types", "_errors")
 TOOLS = (*FOUNDATION, "_random", "_attach", "_slope", "kernels")
-LAWS = (*TOOLS, "controls", "distributions")
+LAWS = (*TOOLS, "controls", "laws")
 # The commands of `cli`, a module each.
 COMMANDS = ("cli_audit", "cli_report", "cli_rerun", "cli_sweep")
+CALLBACKS = (*FOUNDATION, "estimators", "monitoring", "nn", "swapping")
 PROGRAMS = (*LAWS, "estimators", "embedding", "expect", "rollout", "bounds")
 ALLOWED = {
     "_types": (),
@@ -30,22 +32,30 @@ ALLOWED = {
     "_random": FOUNDATION,
     "_attach": FOUNDATION,
     "_slope": FOUNDATION,
-    "controls": (*FOUNDATION, "distributions"),
+    "controls": (*FOUNDATION, "laws"),
     "kernels": (*FOUNDATION, "_random", "kernels"),
-    "distributions": (
+    "laws": (
         *FOUNDATION,
         "_random",
         "kernels.checks",
         "kernels.dispatch",
-        "distributions",
+        "laws",
     ),
     "estimators": (*LAWS, "estimators.base", "estimators.checks", "estimators.pathwise"),
     "expect": (*LAWS, "estimators"),
     "rollout": (*LAWS, "estimators", "expect"),
     "bounds": (*LAWS, "estimators", "expect"),
     "embedding": (*LAWS, "estimators"),
+    "sampling": (*LAWS, "estimators"),
+    "distributions": (*LAWS, "estimators", "sampling", "distributions"),
+    "nn": (*LAWS, "estimators", "embedding", "sampling", "nn"),
+    "swapping": (*LAWS, "estimators", "sampling", "distributions", "swapping"),
     "auditing": (*PROGRAMS, "auditing"),
     "monitoring": (*PROGRAMS, "monitoring"),
+    # What the library is to another one, a module for each.
+    "pyro": (*LAWS, "estimators", "sampling", "distributions"),
+    "lightning": CALLBACKS,
+    "transformers": CALLBACKS,
     "bench": (*PROGRAMS, "auditing", "bench"),
     **{name: (*PROGRAMS, "auditing", "bench") for name in COMMANDS},
     "cli": (*PROGRAMS, "auditing", "bench", *COMMANDS),

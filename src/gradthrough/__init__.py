@@ -1,6 +1,8 @@
 """gradthrough: train through discrete random choices."""
 
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING
 
 from . import controls as controls
 from ._errors import BackendError as BackendError
@@ -17,10 +19,6 @@ from .auditing.report import AuditReport as AuditReport
 from .auditing.rows import AuditRow as AuditRow
 from .bounds import vargrad as vargrad
 from .bounds import vimco as vimco
-from .distributions import Bernoulli as Bernoulli
-from .distributions import Categorical as Categorical
-from .distributions import Distribution as Distribution
-from .distributions import as_distribution as as_distribution
 from .embedding import embed as embed
 from .estimators import ARM as ARM
 from .estimators import ARMS as ARMS
@@ -72,10 +70,33 @@ from .expect import estimate as estimate
 from .expect import expect as expect
 from .expect import fold as fold
 from .kernels.validation import set_validation as set_validation
+from .laws import Bernoulli as Bernoulli
+from .laws import Categorical as Categorical
+from .laws import Distribution as Distribution
+from .laws import as_distribution as as_distribution
 from .monitoring.illnesses import MonitorWarning as MonitorWarning
 from .monitoring.monitor import Monitor as Monitor
 from .rollout import Bound as Bound
 from .rollout import Rollout as Rollout
+from .sampling import sample as sample
+
+if TYPE_CHECKING:
+    from . import distributions as distributions
+    from . import lightning as lightning
+    from . import nn as nn
+    from . import pyro as pyro
+    from . import transformers as transformers
+
+# Loaded when first asked for: `distributions` adds to torch's table of KL divergences, and the last
+# three need packages that the library does without.
+_LAZY = ("distributions", "nn", "pyro", "lightning", "transformers")
+
+
+def __getattr__(name: str) -> object:
+    if name in _LAZY:
+        return import_module(f".{name}", __name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
 
 try:
     __version__ = version("gradthrough")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ._errors import DomainError, ShapeError
-from .distributions.base import Distribution
+from .laws.base import Distribution
 
 
 def _mlp(sizes: Sequence[int], activation: nn.Module) -> nn.Sequential:

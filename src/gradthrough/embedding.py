@@ -8,13 +8,13 @@ from torch import Tensor
 from ._errors import BackendError, ShapeError, UnsupportedError
 from ._random import noise_shape, uniforms
 from ._types import Backend
-from .distributions.base import check_noise
 from .estimators.checks import check_logits, check_switch
 from .estimators.pathwise import AbstractLaunched
 from .kernels.dispatch import launch
 from .kernels.engines import engine_for
 from .kernels.lookup import lookup
 from .kernels.transforms import transformed
+from .laws.base import check_noise
 
 
 @overload

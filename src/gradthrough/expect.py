@@ -10,11 +10,11 @@ from torch import Tensor
 from ._errors import BackendError, ShapeError, UnsupportedError
 from ._slope import in_transform, value_and_slope
 from ._types import Objective
-from .distributions.base import Distribution, check_noise
-from .distributions.convert import as_distribution
 from .estimators.base import AbstractEstimator, Draw, Estimate
 from .estimators.checks import check_count
 from .kernels.checks import check_content, check_uniforms
+from .laws.base import Distribution, check_noise
+from .laws.convert import as_distribution
 
 
 def expect(

@@ -10,11 +10,11 @@ from torch import Tensor
 from ._errors import ConfigError, ShapeError, UnsupportedError
 from ._slope import in_transform
 from ._types import Objective
-from .distributions.base import Distribution
-from .distributions.convert import as_distribution
 from .estimators.base import AbstractEstimator, Draw, Estimate
 from .estimators.pathwise import AbstractPathwise
 from .expect import admit, ask, check_estimator, check_untouched, check_values, estimate, version_of
+from .laws.base import Distribution
+from .laws.convert import as_distribution
 
 
 class Rollout:

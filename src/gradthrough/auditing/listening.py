@@ -10,9 +10,9 @@ from torch import Tensor
 
 from .._errors import ConfigError
 from .._types import Objective
-from ..distributions.base import Distribution
-from ..distributions.convert import as_distribution
 from ..estimators import RLOO, Reinforce
+from ..laws.base import Distribution
+from ..laws.convert import as_distribution
 from ..rollout import Bound, Rollout
 from .support import width
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from .._errors import ConfigError, GradthroughError, ShapeError, UnsupportedError
-from ..distributions.base import Distribution
 from ..estimators import AbstractEstimator
 from ..expect import admit
+from ..laws.base import Distribution
 from ..rollout import Bound
 from .listening import Listener, Replayed, Scored
 from .problem import RANDOM, AbstractProblem, Unbiased, fitting, same

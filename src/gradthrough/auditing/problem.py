@@ -13,10 +13,10 @@ from torch import Tensor
 
 from .._errors import GradthroughError, UnsupportedError
 from .._types import Objective
-from ..distributions.base import Distribution
-from ..distributions.convert import as_distribution
 from ..estimators import RLOO, AbstractEstimator, LocalExpectation, Reinforce
 from ..expect import admit, expect
+from ..laws.base import Distribution
+from ..laws.convert import as_distribution
 from .support import enumerable, exact_gradient
 
 Draws = Callable[[int, torch.Generator], Tensor]

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from .._types import Objective
-from ..distributions.base import Distribution
-from ..distributions.convert import as_distribution
 from ..estimators import Enumerate
 from ..expect import check_values
 from ..kernels.softmax import one_hot
+from ..laws.base import Distribution
+from ..laws.convert import as_distribution
 from ..rollout import Bound
 
 LIMIT = 10**7  # points of one row times rows

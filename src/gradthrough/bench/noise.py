@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from .._errors import ConfigError
 from .._types import Objective
-from ..distributions.base import Distribution
-from ..distributions.convert import as_distribution
 from ..estimators import AbstractEstimator
 from ..expect import expect
+from ..laws.base import Distribution
+from ..laws.convert import as_distribution
 from ..rollout import Bound, Rollout
 from .task import AbstractTask
 

@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
-from ..distributions.convert import as_distribution
 from ..estimators import AbstractEstimator, Enumerate
 from ..expect import expect
+from ..laws.convert import as_distribution
 from ..rollout import Bound
 from .task import AbstractTask
 

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from .._errors import UnsupportedError
-from ..distributions.base import Distribution
 from ..estimators.base import AbstractEstimator
 from ..expect import admit, ask
+from ..laws.base import Distribution
 from ..rollout import Bound
 from . import optimizers
 from .config import RunConfig

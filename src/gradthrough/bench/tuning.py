@@ -9,8 +9,8 @@ from lightning_fabric import Fabric
 from torch import Tensor
 
 from .._errors import ConfigError, UnsupportedError
-from ..distributions.base import Distribution
 from ..estimators.base import AbstractEstimator
+from ..laws.base import Distribution
 
 
 class Tuning:

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from .._random import antithetic
 from .._types import compute_dtype
-from ..distributions.base import Distribution
 from ..kernels.dispatch import probabilities
+from ..laws.base import Distribution
 from .base import BERNOULLI, AbstractScore, Draw, Estimate, Traits, learning_signal, send, spread
 
 

@@ -7,9 +7,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..distributions.base import Distribution
 from ..kernels.copula import pair_ratio, rare_hits
 from ..kernels.dispatch import probabilities
+from ..laws.base import Distribution
 from .base import (
     BERNOULLI,
     AbstractEstimator,

@@ -10,10 +10,10 @@ from torch import Tensor
 from .._errors import UnsupportedError
 from .._random import exponentials, gumbels
 from .._types import compute_dtype
-from ..distributions.base import Distribution
 from ..kernels.dispatch import launch
 from ..kernels.eager import GumbelSoftmax as Kernel
 from ..kernels.softmax import centre, one_hot
+from ..laws.base import Distribution
 from .base import DISCRETE, AbstractEstimator, Draw, Estimate, Traits, learning_signal, send
 from .checks import check_count
 

@@ -15,8 +15,8 @@ from .._attach import attach
 from .._errors import ShapeError, UnsupportedError
 from .._random import noise_shape, uniforms
 from .._types import Gradients, NoiseKind, compute_dtype
-from ..distributions.base import Distribution
 from ..kernels.dispatch import draw
+from ..laws.base import Distribution
 
 Exactness = Literal["none", "affine", "quadratic", "all"]
 

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from .._errors import ConfigError
-from ..distributions.base import Distribution
 from ..kernels.copula import pair_ratio, rare_hits
 from ..kernels.dispatch import probabilities
 from ..kernels.sticks import Sticks, first_stop, points_at, sticks
+from ..laws.base import Distribution
 from .base import DISCRETE, AbstractEstimator, Draw, Estimate, Traits, learning_signal, send, spread
 
 

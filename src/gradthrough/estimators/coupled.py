@@ -9,10 +9,10 @@ from torch import Tensor
 
 from .._errors import ConfigError
 from .._random import antithetic
-from ..distributions.base import Distribution
 from ..kernels.dispatch import probabilities
 from ..kernels.sticks import Sticks, first_stop, points_at, sticks, unsort
 from ..kernels.tree import Tree, Walk, depth_for, to_classes, tree, walk
+from ..laws.base import Distribution
 from .base import DISCRETE, AbstractEstimator, Draw, Estimate, Traits, learning_signal, send, spread
 
 Kind = Literal["iw", "sb", "tree"]

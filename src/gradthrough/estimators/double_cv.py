@@ -6,8 +6,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from ..distributions.base import Distribution
 from ..kernels.dispatch import probabilities
+from ..laws.base import Distribution
 from .base import (
     BERNOULLI,
     AbstractScore,

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .._errors import UnsupportedError
-from ..distributions.base import Distribution
+from ..laws.base import Distribution
 from .base import DISCRETE, AbstractEstimator, Draw, Estimate, Traits
 from .checks import check_count
 

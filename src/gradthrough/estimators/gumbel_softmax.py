@@ -10,11 +10,11 @@ from torch import Tensor
 from .._errors import BackendError, DomainError, UnsupportedError
 from .._random import gumbels, uniforms
 from .._types import Backend, compute_dtype
-from ..distributions.base import check_noise
 from ..kernels.checks import check_content, check_rows, check_uniforms
 from ..kernels.dispatch import launch
 from ..kernels.eager import AbstractKernel, SoftGumbelSoftmax
 from ..kernels.eager import GumbelSoftmax as HardGumbelSoftmax
+from ..laws.base import check_noise
 from .base import DISCRETE, Traits
 from .checks import check_logits, check_positive
 from .pathwise import AbstractLaunched, sample

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from .._errors import UnsupportedError
-from ..distributions.base import Distribution
 from ..kernels.dispatch import draw, probabilities
 from ..kernels.softmax import one_hot
+from ..laws.base import Distribution
 from .base import DISCRETE, AbstractEstimator, Draw, Estimate, Traits, learning_signal, send
 from .checks import check_count
 

@@ -7,8 +7,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..distributions.base import Distribution
 from ..kernels.dispatch import probabilities
+from ..laws.base import Distribution
 from .base import (
     DISCRETE,
     AbstractScore,

@@ -11,9 +11,9 @@ from torch.autograd import forward_ad
 from .._errors import UnsupportedError
 from .._random import Stream, noise_shape, uniforms
 from .._types import Backend, NoiseKind
-from ..distributions.base import Distribution, check_noise
 from ..kernels.dispatch import launch
 from ..kernels.eager import AbstractKernel
+from ..laws.base import Distribution, check_noise
 from .base import AbstractEstimator, Draw, Estimate
 from .checks import check_logits
 

@@ -14,10 +14,10 @@ from .._errors import ConfigError, ShapeError, UnsupportedError
 from .._slope import in_transform, value_and_slope
 from .._types import compute_dtype
 from ..controls import Control
-from ..distributions.base import Distribution
 from ..kernels.dispatch import launch_indexed, probabilities
 from ..kernels.eager import GumbelSoftmax as Kernel
 from ..kernels.relaxation import Relaxed, jacobian, relax
+from ..laws.base import Distribution
 from .base import DISCRETE, AbstractEstimator, Draw, Estimate, Traits, send, spread
 from .checks import Scalar, check_scalar, scalar_like
 

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from .._errors import ShapeError, UnsupportedError
 from ..controls import Surrogate
-from ..distributions.base import Distribution
 from ..kernels.dispatch import probabilities
+from ..laws.base import Distribution
 from .base import (
     BERNOULLI,
     AbstractScore,

@@ -12,8 +12,8 @@ from .._errors import BackendError, ConfigError, DomainError, ShapeError, Unsupp
 from .._random import antithetic, noise_shape
 from .._types import compute_dtype
 from ..controls import Critic, MovingAverage
-from ..distributions.base import Distribution
-from ..distributions.convert import as_distribution
+from ..laws.base import Distribution
+from ..laws.convert import as_distribution
 from .base import DISCRETE, AbstractScore, Draw, Estimate, Traits, learning_signal, send_score
 from .checks import check_switch
 

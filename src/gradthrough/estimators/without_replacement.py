@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from .._errors import DomainError
-from ..distributions.base import Distribution
 from ..kernels.dispatch import probabilities
 from ..kernels.joint import draw_excluding, likeliest, log_probability
 from ..kernels.softmax import one_hot
+from ..laws.base import Distribution
 from .base import DISCRETE, AbstractEstimator, Draw, Estimate, Traits, learning_signal, send, spread
 from .checks import check_count
 

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from .._errors import DomainError
-from ..distributions.base import Distribution
-from ..distributions.convert import as_distribution
 from ..estimators.base import AbstractEstimator
 from ..estimators.checks import check_positive
+from ..laws.base import Distribution
+from ..laws.convert import as_distribution
 from .illnesses import Finding, MonitorWarning, Symptom, Thresholds, judge, nonfinite
 from .posterior import posterior_of
 from .sample_checks import check_points, logits_of, of_jacobian, of_loss, of_slope, of_value

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .._errors import ShapeError
 from .._types import compute_dtype
-from ..distributions.base import Distribution
+from ..laws.base import Distribution
 
 
 class Posterior(NamedTuple):

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .._errors import ShapeError, UnsupportedError
 from .._types import compute_dtype
-from ..distributions.base import Distribution
+from ..laws.base import Distribution
 from .illnesses import Symptom
 
 _MANY = 16  # variables: so many surrogates that are indefinite do not all point back by chance

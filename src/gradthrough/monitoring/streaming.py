@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from .._errors import ConfigError, ShapeError, UnsupportedError
 from .._types import compute_dtype
-from ..distributions.base import Distribution
+from ..laws.base import Distribution
 from .illnesses import Thresholds
 from .posterior import Posterior, census
 

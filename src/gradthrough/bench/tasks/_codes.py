@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.func import jacfwd, vmap
 
 from ..._attach import attach
-from ...distributions.categorical import Categorical
 from ...estimators import AbstractEstimator
 from ...expect import expect
+from ...laws.categorical import Categorical
 from ..variances import Spread
 from .vae import CategoricalVAE
 

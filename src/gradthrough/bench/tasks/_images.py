@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..._errors import DomainError
-from ...distributions.base import Distribution
+from ...laws.base import Distribution
 from ...rollout import Bound
 from ..data import Binarize, ImageData, load
 from ..seeds import Seeds

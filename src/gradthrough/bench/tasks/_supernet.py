@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from ...distributions.categorical import Categorical
+from ...laws.categorical import Categorical
 from ...rollout import Bound
 from ..nas_tables import EDGES, OPS, Cell
 

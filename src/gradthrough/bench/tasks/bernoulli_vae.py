@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..._errors import ConfigError
-from ...distributions.base import Distribution
-from ...distributions.bernoulli import Bernoulli
 from ...estimators.base import AbstractEstimator
+from ...laws.base import Distribution
+from ...laws.bernoulli import Bernoulli
 from ...rollout import Bound
 from ..data import Binarize
 from ..options import added

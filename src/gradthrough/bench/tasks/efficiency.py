@@ -15,9 +15,9 @@ from torch.profiler import ProfilerActivity, profile
 
 from ..._errors import ConfigError, DomainError
 from ...auditing.cost import now, step_times
-from ...distributions.base import Distribution
 from ...estimators import AbstractEstimator, StraightThrough
 from ...expect import expect
+from ...laws.base import Distribution
 from ...rollout import Bound
 from ..config import RunConfig
 from ..optimizers import tempered

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..._errors import DomainError
-from ...distributions.categorical import Categorical
 from ...estimators.base import AbstractEstimator
+from ...laws.categorical import Categorical
 from ...rollout import Bound
 from ..listops_data import TRAIN, Source, load_listops
 from ..seeds import Seeds

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..._errors import ConfigError, DomainError
-from ...distributions.categorical import Categorical
 from ...estimators import AbstractEstimator
+from ...laws.categorical import Categorical
 from ...rollout import Bound
 from .. import optimizers
 from ..config import RunConfig

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from ..._errors import ConfigError, DomainError
-from ...distributions.base import Distribution
-from ...distributions.bernoulli import Bernoulli
-from ...distributions.categorical import Categorical
+from ...laws.base import Distribution
+from ...laws.bernoulli import Bernoulli
+from ...laws.categorical import Categorical
 from ...rollout import Bound
 from ..options import added
 from ..seeds import Seeds

@@ -10,9 +10,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ...distributions.categorical import Categorical
 from ...estimators import AbstractEstimator
 from ...estimators.checks import check_positive
+from ...laws.categorical import Categorical
 from ..config import RunConfig
 from ..seeds import Seeds
 from ..variances import Spread

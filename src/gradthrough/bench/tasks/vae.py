@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from ..._errors import ConfigError, DomainError
-from ...distributions.base import Distribution
-from ...distributions.categorical import Categorical
+from ...laws.base import Distribution
+from ...laws.categorical import Categorical
 from ..config import RunConfig
 from ..data import Binarize
 from ..optimizers import tempered
