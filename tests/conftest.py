@@ -46,6 +46,8 @@ def fixed_seed():
 def compiler():
     """Give torch.compile(fullgraph=True), which by default traces only: to build is slow."""
     torch._dynamo.reset()
+    # What torch knows its functions by, if that was noted while the poison stood in for some.
+    torch._dynamo.trace_rules.clear_lru_cache()
     yield lambda function, backend="aot_eager": torch.compile(
         function, fullgraph=True, backend=backend
     )

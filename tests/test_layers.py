@@ -23,6 +23,7 @@ FOUNDATION = ("_types", "_errors")
 TOOLS = (*FOUNDATION, "_random", "_attach", "_slope", "kernels")
 LAWS = (*TOOLS, "controls", "laws")
 # The commands of `cli`, a module each.
+CLIENTS = ("pyro", "lightning", "transformers")
 COMMANDS = ("cli_audit", "cli_report", "cli_rerun", "cli_sweep")
 CALLBACKS = (*FOUNDATION, "estimators", "monitoring", "nn", "swapping")
 PROGRAMS = (*LAWS, "estimators", "embedding", "expect", "rollout", "bounds")
@@ -126,7 +127,7 @@ def test_imports_run_downward(path):
 @pytest.mark.parametrize("path", modules(), ids=name_of)
 def test_heavy_packages_stay_in_bench_and_cli(path):
     name = name_of(path)
-    allowed = name.split(".")[0] in ("bench", "cli", *COMMANDS) or name in DRAWN
+    allowed = name.split(".")[0] in ("bench", "cli", *COMMANDS, *CLIENTS) or name in DRAWN
     # What a report of an audit returns, made when it is asked for.
     lazily = ("polars", "matplotlib") if name == "auditing.report" else ()
     for target, eager in imports(path):

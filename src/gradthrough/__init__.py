@@ -11,6 +11,7 @@ from ._errors import DomainError as DomainError
 from ._errors import GradthroughError as GradthroughError
 from ._errors import ShapeError as ShapeError
 from ._errors import UnsupportedError as UnsupportedError
+from ._random import generator as generator
 from ._random import preserve as preserve
 from .auditing.audit import audit as audit
 from .auditing.audit import audit_model as audit_model
@@ -79,6 +80,9 @@ from .monitoring.monitor import Monitor as Monitor
 from .rollout import Bound as Bound
 from .rollout import Rollout as Rollout
 from .sampling import sample as sample
+from .swapping import Swap as Swap
+from .swapping import SwapWarning as SwapWarning
+from .swapping import swap as swap
 
 if TYPE_CHECKING:
     from . import distributions as distributions

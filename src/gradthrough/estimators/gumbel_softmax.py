@@ -17,7 +17,7 @@ from ..kernels.eager import GumbelSoftmax as HardGumbelSoftmax
 from ..laws.base import check_noise
 from .base import DISCRETE, Traits
 from .checks import check_logits, check_positive
-from .pathwise import AbstractLaunched, sample
+from .pathwise import AbstractLaunched, AbstractPathwise, sample
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,10 @@ class GumbelSoftmax(AbstractLaunched):
         """The sample's law and surrogate."""
         return SoftGumbelSoftmax(self.tau)
 
+    def form(self, *, hard: bool) -> AbstractPathwise:
+        """Return itself, or the hard form of the same draw."""
+        return StraightThroughGumbelSoftmax(self.tau) if hard else self
+
 
 @dataclass(frozen=True)
 class StraightThroughGumbelSoftmax(AbstractLaunched):
@@ -111,6 +115,10 @@ class StraightThroughGumbelSoftmax(AbstractLaunched):
     def kernel(self) -> AbstractKernel:
         """The sample's law and surrogate."""
         return HardGumbelSoftmax(self.tau)
+
+    def form(self, *, hard: bool) -> AbstractPathwise:
+        """Return itself, or the soft form of the same draw."""
+        return self if hard else GumbelSoftmax(self.tau)
 
 
 def straight_through_gumbel_softmax(

@@ -25,6 +25,21 @@ class AbstractPathwise(AbstractEstimator):
     def sample(self, logits: Tensor, noise: Tensor) -> Tensor:
         r"""Draw (\*rows, C) samples that carry their Jacobian, from logits of that shape."""
 
+    def form(self, *, hard: bool) -> "AbstractPathwise":
+        """Return the estimator with a hard sample, or with a soft one.
+
+        Raises:
+            UnsupportedError: it has the other one alone.
+        """
+        if hard != self.traits.relaxed:
+            return self
+        have, want = ("soft", "hard") if hard else ("hard", "soft")
+        other = "StraightThroughGumbelSoftmax" if hard else "GumbelSoftmax"
+        raise UnsupportedError(
+            f"{type(self).__name__} has a {have} sample alone, but a {want} one is asked for. Take "
+            f"an estimator that has it, such as gradthrough.{other}()."
+        )
+
     def draw(self, dist: Distribution, noise: Tensor) -> Draw:
         """Draw samples that carry their Jacobian."""
         return Draw(dist.from_classes(self.sample(dist.class_logits(), noise)), dist)
