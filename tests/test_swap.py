@@ -464,6 +464,49 @@ def test_threads_that_run_a_part_of_the_model():
     assert [z.grad_fn.name().startswith("_Launch") for z in found] == [True, False]
 
 
+def test_a_stranger_in_another_thread_while_the_model_runs():
+    inside, done, found = threading.Event(), threading.Event(), []
+
+    def call(x):
+        inside.set()
+        done.wait(10)
+        return F.gumbel_softmax(x, hard=True)
+
+    def stranger():
+        inside.wait(10)
+        found.append(F.gumbel_softmax(logits(), hard=True))
+        done.set()
+
+    worker, model = threading.Thread(target=stranger), Gate(call=call)
+    worker.start()
+    with gt.swap("reinmax", model=model) as swapped:
+        model(logits())
+        worker.join()
+    assert not found[0].grad_fn.name().startswith("_Launch")
+    assert swapped.calls == 1
+
+
+def test_a_copy_that_runs_on_another_device():
+    model = Gate()
+    copy = model._replicate_for_data_parallel()  # a module of its own, with the hooks of the first
+    with gt.swap("reinmax", tau=1.3, model=model):
+        assert_same(outcome(copy), drawn(gt.ReinMax(1.3)))
+
+
+@TRACING
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+def test_a_compiled_function_in_the_model_and_outside(call, compiler):
+    function = compiler(call)
+    model = Gate(call=function)
+    stock = outcome(lambda x: STOCK(x, hard=True))
+    with gt.swap("reinmax", tau=1.3, model=model):
+        for _ in range(2):
+            assert_same(outcome(model), drawn(gt.ReinMax(1.3)))
+            assert_same(outcome(function), stock)
+    assert_same(outcome(model), stock)
+
+
 @TRACING
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
 def test_a_compiled_model_and_a_compiled_stranger(call, compiler):

@@ -1,5 +1,6 @@
 """Conversion to our distributions: from bare logits and from torch.distributions."""
 
+import math
 from typing import Any, cast
 
 import torch
@@ -16,8 +17,8 @@ def as_distribution(x: object) -> Distribution:
     r"""Turn logits or a torch distribution into one of ours.
 
     A tensor is the logits of ``Categorical(x)``. ``td.Categorical``, ``td.OneHotCategorical``
-    (also straight-through), ``td.Bernoulli`` and ``td.Independent`` of these keep their graph;
-    reinterpreted batch dims become event dims.
+    (also straight-through), ``td.Bernoulli``, those of ``gradthrough.distributions`` and
+    ``td.Independent`` of these keep their graph; reinterpreted batch dims become event dims.
 
     Args:
         x: Tensor (\*batch, C), a Distribution, or one of torch.distributions.
@@ -44,6 +45,9 @@ def as_distribution(x: object) -> Distribution:
         whole = cast(Any, base)
         event_dims += int(whole.reinterpreted_batch_ndims)
         base = cast(object, whole.base_dist)
+    law = getattr(base, "_law", None)
+    if isinstance(law, Categorical | Bernoulli):  # one of gradthrough.distributions holds it
+        return type(law)(law.logits, event_dims=event_dims)
     if isinstance(base, td.Categorical | td.OneHotCategorical):
         return Categorical(**_given(getattr(base, "_categorical", base)), event_dims=event_dims)
     if isinstance(base, td.Bernoulli):
@@ -60,5 +64,8 @@ def _given(base: Any) -> dict[str, Tensor]:  # noqa: ANN401 - any of torch's
     if len(found) < 2:
         return found
     # torch keeps the one it was given and the one it derived, and derives logits from probs by
-    # moving them away from 0. A class of probability 0 stays masked.
-    return {"logits": found["logits"].masked_fill(found["probs"] == 0, -torch.inf)}
+    # moving them away from 0, to the step of rounding. A class of probability 0 stays masked; not
+    # one whose logit was given, so far below that its probability was rounded to 0.
+    logits, probs = found["logits"], found["probs"]
+    clamped = logits > 2.0 * math.log(torch.finfo(logits.dtype).eps)
+    return {"logits": logits.masked_fill((probs == 0) & clamped, -torch.inf)}

@@ -21,8 +21,6 @@ class Responds(Protocol):
         ...
 
 
-# The codes that stand in for others: frames of ours, whatever their file is called.
-STAND_INS: set[types.CodeType] = set()
 _KEPT = 64  # states of the swaps whose code is kept
 
 
@@ -89,14 +87,8 @@ class Code:
         key = (self._old, state)
         if key not in self._dressed:
             if len(self._dressed) >= _KEPT:
-                STAND_INS.discard(self._dressed.pop(next(iter(self._dressed))))
-            self._dressed[key] = self._instead.replace(
-                co_filename=self._old.co_filename,
-                co_firstlineno=self._old.co_firstlineno,
-                co_name=self._old.co_name,
-                co_qualname=self._old.co_qualname,
-            )
-            STAND_INS.add(self._dressed[key])
+                del self._dressed[next(iter(self._dressed))]
+            self._dressed[key] = self._instead.replace()  # equal, but an object of its own
         self._now = self._function.__code__ = self._dressed[key]
 
     def restore(self) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,9 +14,9 @@ from torch.overrides import (
     has_torch_function_unary,  # pyright: ignore[reportUnknownVariableType]
 )
 
-from .active import Attribute, Code, responsible
+from .active import Code, responsible
 
-_FUNCTION: list[Callable[..., Tensor]] = [torch.nn.functional.gumbel_softmax]
+FUNCTION = torch.nn.functional.gumbel_softmax
 
 
 def gumbel_softmax(
@@ -26,11 +25,11 @@ def gumbel_softmax(
     """Do what the swap in charge says, or what torch does."""
     if has_torch_function_unary(logits):  # subclasses and modes see the call as they always do
         return handle_torch_function(
-            _FUNCTION[0], (logits,), logits, tau=tau, hard=hard, eps=eps, dim=dim
+            FUNCTION, (logits,), logits, tau=tau, hard=hard, eps=eps, dim=dim
         )
     swap = responsible()
     if swap is None:
-        return _CODE.stock(logits, tau=tau, hard=hard, eps=eps, dim=dim)
+        return PATCH.stock(logits, tau=tau, hard=hard, eps=eps, dim=dim)
     if eps != 1e-10:
         warnings.warn("`eps` has no effect, as in torch's own gumbel_softmax.", stacklevel=2)
     return swap.draw(logits, hard=hard, tau=tau, dim=dim)
@@ -43,25 +42,21 @@ def _instead(logits: Any, tau: Any = 1, hard: Any = False, eps: Any = 1e-10, dim
     return gumbel_softmax(logits, tau, hard, eps, dim)
 
 
-def _replace(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    if function is not gumbel_softmax:  # which somebody may have kept, and put back
-        _FUNCTION[0] = function
-    return gumbel_softmax
-
-
-# By name, for torch.compile, which reads what it finds there. And the code of the function itself,
-# for whoever holds it (`from torch.nn.functional import gumbel_softmax`, a partial): in every
-# thread, and in the recompute of a checkpoint, where no TorchFunctionMode would see the call,
-# because torch takes modes down for the time of a backward.
-_CODE = Code(lambda: _FUNCTION[0], _instead)
-PATCHES = (Attribute(torch.nn.functional, "gumbel_softmax", _replace), _CODE)
+# The code of the function is replaced, and not its name in torch.nn.functional: so whoever holds
+# the function (`from torch.nn.functional import gumbel_softmax`, a partial) has it replaced, too, in
+# every thread, and in the recompute of a checkpoint. No TorchFunctionMode would see the call there:
+# torch takes modes down for the time of a backward.
+PATCH = Code(lambda: FUNCTION, _instead)
 
 
 class _Mode(TorchFunctionMode):
-    """Shows torch.compile calls by those who hold the function, which it would not look into."""
+    """Shows torch.compile the function, which else it calls without a look inside.
+
+    So it sees from where in a model a call is made; else it need not.
+    """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is _FUNCTION[0]:
+        if func is FUNCTION:
             return gumbel_softmax(*args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
 

@@ -7,8 +7,6 @@ from collections import Counter
 
 import torch
 
-from .active import STAND_INS
-
 _HERE = os.path.dirname(__file__)
 
 
@@ -35,8 +33,7 @@ def _caller() -> str:
     frame = sys._getframe(1)  # pyright: ignore[reportPrivateUsage]
     while frame.f_back is not None:
         name = frame.f_code.co_filename
-        ours = os.path.dirname(name) == _HERE or frame.f_code in STAND_INS
-        if not ours and name != torch.overrides.__file__:
+        if os.path.dirname(name) != _HERE and name != torch.overrides.__file__:
             break
         frame = frame.f_back
     return f"{frame.f_code.co_filename}:{frame.f_lineno} in {frame.f_code.co_qualname}"

@@ -87,7 +87,7 @@ class Swap(ContextDecorator):
                 "a swap cannot begin inside of compiled code. Begin it outside: "
                 "with gradthrough.swap(...): compiled(x)."
             )
-        wanted = [*functional.PATCHES, *rsample.patches(), *copies.patches(self._also)]
+        wanted = [functional.PATCH, *rsample.patches(), *copies.patches(self._also)]
         keys = enter(self, wanted)
         if self._scope is not None and not self._open:
             self._scope.open()
