@@ -74,8 +74,8 @@ $(BENCH): $(PINS) | $(VENV)/bin/pip
 	@touch $@
 
 $(DEV): $(PINS) | $(VENV)/bin/pip
-	@echo 'Installing .[bench,cluster,dev] into $(VENV): minutes, the first time'
-	@$(PIP) install --quiet -c constraints.txt -e '.[bench,cluster,dev]'
+	@echo 'Installing .[bench,clients,cluster,dev] into $(VENV): minutes, the first time'
+	@$(PIP) install --quiet -c constraints.txt -e '.[bench,clients,cluster,dev]'
 	@touch $(BENCH) $@
 
 $(PEERS): $(PINS) | $(VENV)/bin/pip
@@ -84,6 +84,6 @@ $(PEERS): $(PINS) | $(VENV)/bin/pip
 	@touch $(BENCH) $@
 
 $(DOCS): $(PINS) | $(VENV)/bin/pip
-	@echo 'Installing .[bench,docs] into $(VENV): minutes, the first time'
-	@$(PIP) install --quiet -c constraints.txt -e '.[bench,docs]'
+	@echo 'Installing .[bench,clients,docs] into $(VENV): minutes, the first time'
+	@$(PIP) install --quiet -c constraints.txt -e '.[bench,clients,docs]'
 	@touch $(BENCH) $@

@@ -12,7 +12,7 @@ import csv
 import json
 import math
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -68,9 +68,9 @@ def ours(images: torch.Tensor, estimator: gt.AbstractEstimator) -> Callable[[], 
     return step
 
 
-def plain(images: torch.Tensor) -> Callable[[], None]:
+def plain(images: torch.Tensor, vae: CategoricalVAE | None = None) -> Callable[[], None]:
     """Return the same step as people write it in torch."""
-    vae, following = model(), batches(images)
+    following, vae = batches(images), vae or model()
     optimizer = torch.optim.Adam(vae.parameters(), lr=1e-6, fused=True)
 
     def step() -> None:
@@ -88,31 +88,44 @@ def plain(images: torch.Tensor) -> Callable[[], None]:
     return step
 
 
+def arguments(description: str | None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--rounds", type=int, default=200)
+    return parser.parse_args()
+
+
+def compare(
+    steps: Mapping[str, Callable[[], object]], rounds: int, out: Path, peer: str = PEER
+) -> None:
+    """Time steps in turn, print their ratios to the peer's, and write them as CSV."""
+    seconds = cost.step_times(steps, rounds=rounds)
+    facts = json.dumps(environment(torch.device("cpu")), sort_keys=True)
+    ratio = f"ratio_to_{peer.replace(' ', '_')}"
+    head = ("candidate", "median_ms", ratio, "quartile_low", "quartile_high")
+    rows = []
+    for name, values in seconds.items():
+        ratios = [a / b for a, b in zip(values, seconds[peer], strict=True)]
+        low, middle, high = statistics.quantiles(ratios, n=4)
+        median = 1000 * statistics.median(values)
+        rows.append((name, *(f"{v:.4f}" for v in (median, middle, low, high))))
+        print(f"{name:24} {median:8.3f} ms   ratio {middle:.3f}  [{low:.3f}, {high:.3f}]")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with out.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerows([(*head, "environment"), *((*row, facts) for row in rows)])
+
+
 def main() -> None:
     """Time, print and write."""
-    arguments = argparse.ArgumentParser(description=__doc__)
-    arguments.add_argument("--out", type=Path, required=True)
-    arguments.add_argument("--rounds", type=int, default=200)
-    options = arguments.parse_args()
+    options = arguments(__doc__)
     torch.set_num_threads(1)
     images = torch.rand(6000, 784)
     steps: dict[str, Callable[[], object]] = {PEER: plain(images)}
     steps |= {name: ours(images, one) for name, one in CANDIDATES.items()}
     steps["input pipeline"] = batches(images)
-    seconds = cost.step_times(steps, rounds=options.rounds)
-    facts = json.dumps(environment(torch.device("cpu")), sort_keys=True)
-    head = ("candidate", "median_ms", "ratio_to_plain_torch", "quartile_low", "quartile_high")
-    rows = []
-    for name, values in seconds.items():
-        ratios = [a / b for a, b in zip(values, seconds[PEER], strict=True)]
-        low, middle, high = statistics.quantiles(ratios, n=4)
-        median = 1000 * statistics.median(values)
-        rows.append((name, *(f"{v:.4f}" for v in (median, middle, low, high))))
-        print(f"{name:20} {median:8.3f} ms   ratio {middle:.3f}  [{low:.3f}, {high:.3f}]")
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    with options.out.open("w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerows([(*head, "environment"), *((*row, facts) for row in rows)])
+    compare(steps, options.rounds, options.out)
 
 
 if __name__ == "__main__":

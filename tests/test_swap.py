@@ -542,12 +542,34 @@ def test_model_and_stranger_compiled_as_one(call, compiler):
         assert_same(outcome(program), stock, rtol=1e-6, atol=1e-6)
 
 
-def test_a_model_can_be_copied_meanwhile(tmp_path):
-    model = Outer(Gate(call=len))
+def test_a_model_can_be_copied_and_saved_meanwhile(tmp_path):
+    model = Gate(call=F.gumbel_softmax)
+    model.call = None
     with warnings.catch_warnings(), gt.swap("reinmax", model=model):
         warnings.simplefilter("ignore", gt.SwapWarning)
-        copy.deepcopy(model)
+        copies = [copy.deepcopy(model)]
         torch.save(model, tmp_path / "model.pt")
+        copies.append(torch.load(tmp_path / "model.pt", weights_only=False))
+        for one in copies:  # it is another model
+            one.call = CALLS["attribute"]
+            assert_same(outcome(one), outcome(lambda x: STOCK(x, hard=True)))
+
+
+def test_uniforms_in_compiled_code_have_all_their_bits(compiler):
+    from torch._dynamo.backends.common import aot_autograd
+    from torch._functorch.aot_autograd import make_boxed_func
+
+    seen = []
+
+    def keep(graph, inputs):
+        seen.extend(node.target for node in graph.graph.nodes)
+        return make_boxed_func(graph.forward)
+
+    compiled = compiler(CALLS["alias"], aot_autograd(fw_compiler=keep))
+    with gt.swap("reinmax", tau=1.0):
+        compiled(logits())
+    assert torch.ops.aten.rand.default not in seen  # inductor would make float32 of these
+    assert any("randint" in str(target) for target in seen)
 
 
 # --- distributions --------------------------------------------------------------------------

@@ -42,10 +42,10 @@ def _instead(logits: Any, tau: Any = 1, hard: Any = False, eps: Any = 1e-10, dim
     return gumbel_softmax(logits, tau, hard, eps, dim)
 
 
-# The code of the function is replaced, and not its name in torch.nn.functional: so whoever holds
-# the function (`from torch.nn.functional import gumbel_softmax`, a partial) has it replaced, too, in
-# every thread, and in the recompute of a checkpoint. No TorchFunctionMode would see the call there:
-# torch takes modes down for the time of a backward.
+# The code of the function is replaced, not its name in torch.nn.functional: so it is for all who
+# hold the function (`from torch.nn.functional import gumbel_softmax`, a partial), in every thread,
+# and in the recompute of a checkpoint. No TorchFunctionMode would see the call there: torch takes
+# modes down for the time of a backward.
 PATCH = Code(lambda: FUNCTION, _instead)
 
 

@@ -76,9 +76,6 @@ class Scope:
             self._depth.value -= 1
             self._entered = self._depth.value > 0
 
-    # A module takes its hooks along when it is copied or saved, and they take this.
-    def __deepcopy__(self, memo: object) -> Scope:
-        return self
-
+    # A module takes its hooks along when it is copied or saved; there they do nothing.
     def __reduce__(self) -> tuple[type[Scope], tuple[nn.Module]]:
         return Scope, (nn.Identity(),)

@@ -1,0 +1,1 @@
+"""Random choices with a structure: subsets, orders, permutations, gates."""
