@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 import gradthrough as gt
 from gradthrough.estimators.pathwise import AbstractPathwise
+from gradthrough.swapping import copies
 from gradthrough.swapping.active import STATE
 
 CODE = F.gumbel_softmax.__code__
@@ -204,12 +205,13 @@ def test_an_exception_leaves_torch_as_it_was():
 
 
 def test_a_patch_that_fails_leaves_torch_as_it_was(monkeypatch):
-    from gradthrough.swapping import copies
+    class Broken:
+        key = "broken"
 
-    def broken(names):
-        raise BoomError
+        def install(self):
+            raise BoomError
 
-    monkeypatch.setattr(copies, "patches", broken)
+    monkeypatch.setattr(copies, "patches", lambda names: [Broken()])
     with pytest.raises(BoomError), gt.swap("reinmax"):
         pass
 
@@ -256,6 +258,7 @@ def test_no_call_is_swapped_twice_and_other_modes_see_it_once(call):
         with gt.swap("reinmax", tau=1.0) as swapped, Spy() as spy:
             found = outcome(call)
     assert (outer.calls, swapped.calls, spy.seen.count(FUNCTION)) == (1, 1, 1)
+    assert "test_swap.py" in next(iter(swapped.sites))
     assert_same(found, drawn(gt.ReinMax()))
 
 
@@ -355,6 +358,15 @@ def test_compiled_code_is_swapped_and_given_back(call, compiler):
                 assert_same(outcome(compiled), drawn(gt.StraightThrough()))
             assert_same(outcome(compiled), drawn(estimator))
     assert_same(outcome(compiled), stock)
+
+
+@TRACING
+def test_an_estimator_that_is_set_anew_reaches_compiled_code(compiler):
+    compiled = compiler(CALLS["alias"])
+    with gt.swap("reinmax", tau=1.3) as swapped:
+        compiled(logits())
+        swapped.estimator = gt.StraightThrough()
+        assert_same(outcome(compiled), drawn(gt.StraightThrough()))
 
 
 @TRACING
@@ -547,10 +559,10 @@ def test_a_model_can_be_copied_and_saved_meanwhile(tmp_path):
     model.call = None
     with warnings.catch_warnings(), gt.swap("reinmax", model=model):
         warnings.simplefilter("ignore", gt.SwapWarning)
-        copies = [copy.deepcopy(model)]
+        others = [copy.deepcopy(model)]
         torch.save(model, tmp_path / "model.pt")
-        copies.append(torch.load(tmp_path / "model.pt", weights_only=False))
-        for one in copies:  # it is another model
+        others.append(torch.load(tmp_path / "model.pt", weights_only=False))
+        for one in others:  # it is another model
             one.call = CALLS["attribute"]
             assert_same(outcome(one), outcome(lambda x: STOCK(x, hard=True)))
 
