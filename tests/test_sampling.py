@@ -111,5 +111,25 @@ def test_under_vmap():
     assert torch.equal(z.sum(-1), torch.ones(3, 4, dtype=torch.float64))
 
 
+WITH_TAU = [
+    k for k, e in PATHWISE.items()
+    if hasattr(gt.estimator(k), "tau") and e.traits.noise in ("variable", "class")
+]  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated")
+@pytest.mark.parametrize("key", WITH_TAU)
+def test_a_temperature_that_moves_is_not_compiled_again(key, compiler):
+    seen = []
+    compiled = compiler(FUNCTIONS[key], lambda graph, inputs: seen.append(1) or graph)
+    noise = torch.rand(gt.estimator(key).noise_shape(gt.Categorical(torch.zeros(5, 4))))
+    for i in range(12):  # more than torch compiles one function anew
+        x, tau = logits(5, 4), 1.0 - 0.05 * i
+        options = {"noise": noise.double()}
+        found, wanted = (f(x, tau, **options) for f in (compiled, FUNCTIONS[key]))
+        torch.testing.assert_close(slope(found, x), slope(wanted, x))
+    assert len(seen) == 2  # a number, then a symbol
+
+
 def test_the_families_are_all_walked():
     assert set(FUNCTIONS) == set(PATHWISE)

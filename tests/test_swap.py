@@ -437,6 +437,7 @@ def test_a_swap_confined_to_a_model(call, how):
         assert_same(outcome(other), outcome(lambda x: STOCK(x, hard=True)))
         assert_same(outcome(call), outcome(lambda x: STOCK(x, hard=True)))
     assert swapped.calls == (1 if how == "plain" else 2)
+    assert all("test_swap.py" in site for site in swapped.sites)
     assert not model._forward_hooks
     assert not model.gate._forward_pre_hooks
 

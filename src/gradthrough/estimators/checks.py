@@ -18,8 +18,11 @@ def check_positive(name: str, value: object) -> float:
         value = value.item()
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise UnsupportedError(f"{name} must be a number, but a {type(value).__name__} came.")
-    number = float(value)
-    if not math.isfinite(number) or number <= 0:
+    # Comparisons, and in a graph no conversion: there the number may be a symbol, which moves from
+    # step to step without another graph.
+    symbolic = torch.compiler.is_dynamo_compiling()
+    number: float = value if symbolic else float(value)  # pyright: ignore[reportAssignmentType]
+    if not 0 < number < math.inf:
         raise DomainError(f"{name} must be finite and above 0, but is {number}.")
     if not 1e-30 <= number <= 1e30:
         raise DomainError(
