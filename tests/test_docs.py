@@ -24,7 +24,7 @@ import gradthrough_docs  # noqa: E402
 from gradthrough_docs import api, choosing, pictures  # noqa: E402
 
 PAGES = sorted(p for p in DOCS.rglob("*.md") if "_build" not in p.parts)
-RUN = ("index", "choosing", "how-it-works", "extending", "bench")
+RUN = ("index", "choosing", "how-it-works", "extending", "bench", "swap")
 
 
 def script(name):

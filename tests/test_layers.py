@@ -25,7 +25,7 @@ LAWS = (*TOOLS, "controls", "laws")
 # The commands of `cli`, a module each.
 CLIENTS = ("pyro", "lightning", "transformers")
 COMMANDS = ("cli_audit", "cli_report", "cli_rerun", "cli_sweep")
-CALLBACKS = (*FOUNDATION, "estimators", "monitoring", "nn", "swapping")
+CALLBACKS = (*FOUNDATION, "_callbacks", "estimators", "monitoring", "nn", "swapping")
 PROGRAMS = (*LAWS, "estimators", "embedding", "expect", "rollout", "bounds")
 ALLOWED = {
     "_types": (),
@@ -57,6 +57,7 @@ ALLOWED = {
     "auditing": (*PROGRAMS, "auditing"),
     "monitoring": (*PROGRAMS, "monitoring"),
     # What the library is to another one, a module for each.
+    "_callbacks": CALLBACKS,
     "pyro": (*LAWS, "estimators", "sampling", "distributions"),
     "lightning": CALLBACKS,
     "transformers": CALLBACKS,
@@ -179,3 +180,39 @@ def test_importing_the_library_loads_torch_and_nothing_heavy():
     assert "gradthrough" in loaded
     assert not loaded & set(HEAVY)
     assert not any(m.startswith("gradthrough.bench") for m in out.stdout.split())
+
+
+def test_importing_the_library_leaves_torch_as_it_was():
+    code = """
+import sys, types, torch, torch.distributions, torch.distributions.kl, torch.utils.checkpoint
+
+def mark(value):
+    return id(value), id(value.__code__) if isinstance(value, types.FunctionType) else None
+
+def snapshot(modules):
+    seen = {}
+    for name in modules:
+        for key, value in list(vars(sys.modules[name]).items()):
+            seen[name, key] = mark(value)
+            if type(value) is type and value.__module__.startswith("torch"):
+                for inner, entry in list(vars(value).items()):
+                    seen[name, key, inner] = mark(entry)
+    return seen
+
+modules = [name for name, m in sys.modules.items() if name.split(".")[0] == "torch"]
+assert len(modules) > 300
+before, kl = snapshot(modules), dict(torch.distributions.kl._KL_REGISTRY)
+import gradthrough
+after = snapshot(modules)
+new = {key for key in after if key not in before}
+changed = {key for key in before if before[key] != after.get(key)}
+# what an import of a submodule of torch leaves in its parent
+new -= {key for key in new if len(key) == 2 and f"{key[0]}.{key[1]}" in sys.modules}
+print(sorted(map(str, new | changed)), kl == torch.distributions.kl._KL_REGISTRY)
+print(torch.overrides._len_torch_function_stack())
+"""
+    out = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True, text=True, check=True, env={"PYTHONPATH": str(ROOT.parent)},
+    )  # fmt: skip
+    assert out.stdout.split("\n")[:2] == ["[] True", "0"]

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import api, choosing, one_bit, pictures, tasks
+from . import api, choosing, one_bit, pictures, swaps, tasks
 
 if TYPE_CHECKING:
     from sphinx.application import Sphinx
@@ -22,6 +22,7 @@ GENERATED: dict[str, Callable[[], str]] = {
     "tasks": tasks.table,
     "temperatures": one_bit.temperatures,
     "api of estimators": api.estimators,
+    "cost of a swap": swaps.cost,
     "gallery": pictures.gallery,
     "page of results": lambda: "results" if pictures.RESULTS.is_file() else "",
 }
