@@ -354,8 +354,9 @@ def test_compiled_code_is_swapped_and_given_back(call, compiler):
     for estimator in (gt.ReinMax(1.3), gt.ReinMax(1.0), gt.StraightThroughGumbelSoftmax(0.5)):
         with gt.swap(estimator):
             assert_same(outcome(compiled), drawn(estimator))
-            with gt.swap("st", tau=1.0):
+            with gt.swap("st", tau=1.0) as swapped:
                 assert_same(outcome(compiled), drawn(gt.StraightThrough()))
+            assert swapped.calls == 0  # none is counted there, and none missed
             assert_same(outcome(compiled), drawn(estimator))
     assert_same(outcome(compiled), stock)
 

@@ -127,7 +127,7 @@ class Swap(ContextDecorator):
     ) -> Tensor:
         """Return the sample for a call: the same as torch's, where law and noise allow."""
         self._met = True
-        if not torch.compiler.is_dynamo_compiling():
+        if not torch.compiler.is_compiling():
             self._sites.count()
         if logits.ndim == 0:
             return self._sample(logits.unsqueeze(0), hard, tau, -1, uniform).squeeze(0)
