@@ -5,6 +5,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
 from . import controls as controls
+from . import schedules as schedules
 from . import structured as structured
 from ._errors import BackendError as BackendError
 from ._errors import ConfigError as ConfigError

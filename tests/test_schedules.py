@@ -1,0 +1,72 @@
+import math
+import pickle
+
+import pytest
+import torch
+
+import gradthrough as gt
+from gradthrough import schedules
+
+ALL = {
+    "constant": schedules.Constant(0.7),
+    "exponential": schedules.Exponential(1.0, rate=1e-2, floor=0.5, every=7),
+    "linear": schedules.Linear(2.0, 0.5, steps=40),
+    "cosine": schedules.Cosine(2.0, 0.5, steps=40),
+}
+
+
+def every():
+    return pytest.mark.parametrize("schedule", ALL.values(), ids=ALL)
+
+
+@every()
+def test_it_is_a_number_that_falls_and_ends(schedule):
+    taus = [schedule(step) for step in range(200)]
+    assert all(type(tau) is float and 0.0 < tau for tau in taus)
+    assert taus == sorted(taus, reverse=True)
+    assert taus[-1] == taus[-2] == schedule(10**9)
+
+
+@every()
+def test_it_can_be_pickled_and_compared(schedule):
+    again = pickle.loads(pickle.dumps(schedule))
+    assert again == schedule
+    assert again(17) == schedule(17)
+
+
+@every()
+def test_any_estimator_any_layer_and_any_loop_takes_it(schedule):
+    logits = torch.zeros(3, 4, requires_grad=True)
+    gt.straight_through(logits, schedule(3)).sum().backward()
+    layer = gt.nn.CategoricalLayer(2, 3, tau=schedule)
+    gt.nn.step_temperatures(layer, 5)
+    assert layer.tau.value == schedule(5)
+
+
+def test_the_formulas():
+    assert schedules.Exponential(1.0, 1e-5, 0.5)(69_315) == 0.5
+    assert schedules.Exponential(1.0, 1e-5, 0.5)(69_314) > 0.5
+    stairs = schedules.Exponential(1.0, 1e-3, 0.1, every=500)
+    assert stairs(499) == 1.0
+    assert stairs(500) == stairs(999) == math.exp(-0.5)
+    assert schedules.Linear(1.0, 3.0, 4)(1) == 1.5
+    assert schedules.Cosine(1.0, 3.0, 4)(2) == pytest.approx(2.0)
+    assert schedules.Cosine(1.0, 3.0, 4)(1) == pytest.approx(2.0 - math.cos(math.pi / 4))
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "words"),
+    [
+        (lambda: schedules.Constant(0.0), gt.DomainError, "tau must be finite and above 0"),
+        (lambda: schedules.Constant("1"), gt.UnsupportedError, "a str came"),
+        (lambda: schedules.Exponential(1.0, -1e-3, 0.5), gt.DomainError, "at least 0"),
+        (lambda: schedules.Exponential(1.0, 1e-3, 0.0), gt.DomainError, "floor"),
+        (lambda: schedules.Exponential(1.0, 1e-3, 0.5, every=0), gt.DomainError, "at least 1"),
+        (lambda: schedules.Linear(1.0, math.inf, 5), gt.DomainError, "end must be finite"),
+        (lambda: schedules.Linear(1.0, 0.5, 2.5), gt.UnsupportedError, "steps must be an int"),
+        (lambda: schedules.Cosine(math.nan, 0.5, 5), gt.DomainError, "start"),
+    ],
+)
+def test_what_is_refused(make, error, words):
+    with pytest.raises(error, match=words):
+        make()
