@@ -27,6 +27,7 @@ CLIENTS = ("pyro", "lightning", "transformers")
 COMMANDS = ("cli_audit", "cli_report", "cli_rerun", "cli_sweep")
 CALLBACKS = (*FOUNDATION, "_callbacks", "estimators", "monitoring", "nn", "swapping")
 PROGRAMS = (*LAWS, "estimators", "embedding", "expect", "rollout", "bounds")
+PARTS = ("sampling", "schedules", "structured", "routing", "nn")
 ALLOWED = {
     "_types": (),
     "_errors": (),
@@ -42,7 +43,7 @@ ALLOWED = {
         "kernels.dispatch",
         "laws",
     ),
-    "estimators": (*LAWS, "estimators.base", "estimators.checks", "estimators.pathwise"),
+    "estimators": (*LAWS, *(f"estimators.{n}" for n in ("base", "checks", "tempered", "pathwise"))),
     "expect": (*LAWS, "estimators"),
     "rollout": (*LAWS, "estimators", "expect"),
     "bounds": (*LAWS, "estimators", "expect"),
@@ -61,7 +62,7 @@ ALLOWED = {
     "pyro": (*LAWS, "estimators", "sampling", "distributions"),
     "lightning": CALLBACKS,
     "transformers": CALLBACKS,
-    "bench": (*PROGRAMS, "auditing", "bench"),
+    "bench": (*PROGRAMS, *PARTS, "auditing", "bench"),
     **{name: (*PROGRAMS, "auditing", "bench") for name in COMMANDS},
     "cli": (*PROGRAMS, "auditing", "bench", *COMMANDS),
 }

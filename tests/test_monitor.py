@@ -3,8 +3,6 @@
 import contextlib
 import math
 import re
-import sys
-import types
 import warnings
 
 import pytest
@@ -15,7 +13,6 @@ from torch import nn
 
 import gradthrough as gt
 from gradthrough.monitoring.illnesses import Thresholds
-from gradthrough.monitoring.lightning import MonitorCallback
 from gradthrough.monitoring.monitor import Monitor, MonitorWarning
 from problems import F64, refuses
 
@@ -692,118 +689,3 @@ def test_an_empty_batch_says_nothing():
     flow(monitor, torch.zeros(0, 3))
     assert monitor.check_sample(torch.zeros(0, 3), torch.zeros(0, 3, requires_grad=True)) == []
     assert monitor.history == []
-
-
-# Lightning
-
-
-class FakeCallback:
-    """The base that Lightning has: every hook is there and does nothing."""
-
-    def on_after_backward(self, trainer, pl_module): ...
-    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx): ...
-    def on_before_optimizer_step(self, trainer, pl_module, optimizer): ...
-
-
-@pytest.fixture
-def lightning(monkeypatch):
-    """Give a name to a fake package."""
-
-    def give(name):
-        package = types.ModuleType(name)
-        package.Callback = type("Callback", (FakeCallback,), {})
-        for part in (name.split(".")[0], name):
-            monkeypatch.setitem(sys.modules, part, package)
-        return package.Callback
-
-    return give
-
-
-def fit(callback, model, steps, *, accumulate=1, optimizer_of=nn.Module.parameters):
-    """Call the hooks in the order in which a Trainer does, with clipped gradients."""
-    optimizer = torch.optim.SGD(optimizer_of(model), lr=0.01)
-    for i in range(steps):
-        q = gt.Categorical(model(torch.randn(8, 4)))
-        z = gt.straight_through(q.logits)
-        loss = (z * torch.arange(3.0)).sum(-1).square().mean()
-        if i % accumulate == 0:
-            optimizer.zero_grad()
-        loss.backward()
-        callback.on_after_backward(None, model)
-        if (i + 1) % accumulate == 0:
-            callback.on_before_optimizer_step(None, model, optimizer)
-            nn.utils.clip_grad_norm_(model.parameters(), 1e-3)
-            optimizer.step()
-        outputs = {"loss": loss.detach(), "q": q, "z": z}
-        callback.on_train_batch_end(None, model, outputs, None, batch_idx=i)
-
-
-@pytest.mark.parametrize("name", ["lightning.pytorch", "pytorch_lightning"])
-def test_the_callback_is_one_of_the_package_in_use(lightning, name):
-    base = lightning(name)
-    callback = MonitorCallback(quiet())
-    assert isinstance(callback, MonitorCallback)
-    assert isinstance(callback, base)
-    assert type(callback).__name__ == "MonitorCallback"
-    assert type(callback) is type(MonitorCallback(quiet()))
-
-
-def test_of_two_packages_the_imported_one_counts(lightning, tmp_path, monkeypatch):
-    (tmp_path / "lightning" / "pytorch").mkdir(parents=True)
-    (tmp_path / "lightning" / "__init__.py").touch()
-    (tmp_path / "lightning" / "pytorch" / "__init__.py").write_text("class Callback: ...")
-    monkeypatch.syspath_prepend(tmp_path)
-    for part in ("lightning", "lightning.pytorch"):
-        monkeypatch.delitem(sys.modules, part, raising=False)
-    base = lightning("pytorch_lightning")
-    assert isinstance(MonitorCallback(quiet()), base)
-
-
-def test_the_callback_observes_the_steps_of_the_optimizer(lightning):
-    lightning("lightning.pytorch")
-    model = nn.Linear(4, 3)
-    callback = MonitorCallback(Monitor(model, every=2, tau=1.0))
-    fit(callback, model, 8, accumulate=2)
-    rows = callback.monitor.history
-    assert [row["step"] for row in rows] == [0, 2]  # four steps of the optimizer
-    assert all(row["grad_norm"] > 1e-2 for row in rows)  # before the clipping
-    assert callback.monitor.warnings == []
-
-
-def test_the_callback_minds_the_optimizer_of_its_parameters_alone(lightning):
-    lightning("lightning.pytorch")
-    model, other = nn.Linear(4, 3), nn.Linear(2, 2)
-    callback = MonitorCallback(Monitor(model, every=1))
-    fit(callback, model, 3, optimizer_of=lambda _: other.parameters())
-    assert callback.monitor.history == []
-
-
-def test_the_callback_looks_at_evaluations(lightning):
-    lightning("lightning.pytorch")
-    callback = MonitorCallback(quiet())
-    soft = torch.full((4, 3), 1 / 3)
-    for outputs in (None, torch.zeros(()), {"loss": torch.zeros(())}):
-        callback.on_validation_batch_end(None, None, outputs, None, 0)
-    for hook in (callback.on_validation_batch_end, callback.on_test_batch_end):
-        callback.monitor.warnings.clear()
-        callback.monitor._evaluations = 0
-        with pytest.warns(MonitorWarning, match="evaluated on soft samples"):
-            hook(None, None, {"q": torch.zeros(4, 3), "z": soft}, None, 0, dataloader_idx=1)
-    assert callback.monitor.history == []
-
-
-def test_the_callback_says_what_training_step_must_return(lightning):
-    lightning("lightning.pytorch")
-    model = nn.Linear(4, 3)
-    callback = MonitorCallback(Monitor(model))
-    for outputs, came in (({"loss": torch.zeros(())}, "loss"), (None, "a NoneType")):
-        callback.on_before_optimizer_step(None, model, torch.optim.SGD(model.parameters(), lr=0.1))
-        with refuses(gt.ConfigError, "training_step", '"q": q', came):
-            callback.on_train_batch_end(None, model, outputs, None, 0)
-
-
-def test_without_lightning_the_callback_says_so(monkeypatch):
-    for name in ("lightning", "lightning.pytorch", "pytorch_lightning"):
-        monkeypatch.setitem(sys.modules, name, None)
-    with refuses(gt.BackendError, "lightning.pytorch", "pytorch_lightning", "monitor.step"):
-        MonitorCallback(quiet())

@@ -10,6 +10,7 @@ from ._random import noise_shape, uniforms
 from ._types import Backend
 from .estimators.checks import check_logits, check_switch
 from .estimators.pathwise import AbstractLaunched
+from .estimators.tempered import temperature_of
 from .kernels.dispatch import launch
 from .kernels.engines import engine_for
 from .kernels.lookup import lookup
@@ -93,6 +94,8 @@ def embed(
     check_switch("with_index", with_index)
     _check_weight(weight, logits)
     _check_estimator(estimator)
+    if temperature_of(estimator.kernel) is not None:
+        raise UnsupportedError("embed takes a number for tau, but a tensor came.")
     estimator.check_classes(logits.shape[-1])
     kind, kernel = estimator.traits.noise, estimator.kernel
     shape = noise_shape(kind, tuple(logits.shape[:-1]), logits.shape[-1])

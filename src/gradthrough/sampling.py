@@ -9,8 +9,8 @@ from ._errors import ConfigError, UnsupportedError
 from ._random import Stream, exponentials, uniforms
 from ._types import NoiseKind
 from .estimators.base import AbstractEstimator
-from .estimators.pathwise import AbstractLaunched, AbstractPathwise, sample_along
-from .kernels.dispatch import interval_ends, launch, launch_indexed, probabilities
+from .estimators.pathwise import AbstractLaunched, AbstractPathwise, run_kernel, sample_along
+from .kernels.dispatch import interval_ends, launch_indexed, probabilities
 from .kernels.eager import GumbelSoftmax as GumbelMax
 
 
@@ -61,7 +61,7 @@ def sample(
     def run(rows: Tensor, u: Tensor | Stream, given: bool) -> Tensor:
         if isinstance(one, AbstractLaunched):
             one.check_classes(rows.shape[-1])
-            return launch(one.kernel, rows, u, given=given)
+            return run_kernel(one.kernel, rows, u, given=given, dim=dim)
         return one.sample(rows, u.all() if isinstance(u, Stream) else u)
 
     def raced(rows: Tensor, u: Tensor, given: bool) -> Tensor:

@@ -3,6 +3,7 @@
 import math
 import numbers
 from functools import partial
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -10,6 +11,7 @@ from torch import Tensor
 from .._errors import DomainError, ShapeError, UnsupportedError
 from .._types import FLOATS
 from ..kernels.checks import check_content
+from ..kernels.transforms import transformed
 
 
 def check_positive(name: str, value: object) -> float:
@@ -33,6 +35,33 @@ def check_positive(name: str, value: object) -> float:
 
 
 Scalar = float | Tensor
+
+
+def check_temperature(name: str, value: object) -> Scalar:
+    """Return a number above 0, or the tensor of such numbers, as it is: it may be learned."""
+    if not isinstance(value, Tensor) or (value.numel() == 1 and not _is_followed(value)):
+        return check_positive(name, value)
+    if not value.is_floating_point():
+        raise UnsupportedError(f"{name} must be floating point, but is {value.dtype}.")
+    check_content(value, partial(_check_positive, name))
+    return value
+
+
+def for_kernel(tau: object) -> float:
+    """Return a temperature as kernels take it; `tempered` runs those where it is a tensor."""
+    return cast(float, check_temperature("tau", tau))
+
+
+def _is_followed(value: Tensor) -> bool:
+    return value.requires_grad or transformed(value)
+
+
+def _check_positive(name: str, value: Tensor) -> None:
+    if not bool(((value > 0) & value.isfinite()).all()):
+        raise DomainError(
+            f"{name} must be finite and above 0 throughout, but the tensor is not. Learn its "
+            "logarithm, or clamp it."
+        )
 
 
 def _check_finite(name: str, value: Tensor) -> None:

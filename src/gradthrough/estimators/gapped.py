@@ -11,7 +11,7 @@ from .._types import Backend
 from ..kernels.eager import AbstractKernel
 from ..kernels.eager import GappedStraightThrough as Kernel
 from .base import DISCRETE, Traits
-from .checks import check_positive
+from .checks import Scalar, check_positive, check_temperature, for_kernel
 from .pathwise import AbstractLaunched, sample
 
 
@@ -43,7 +43,7 @@ class GappedStraightThrough(AbstractLaunched):
         Fan, Chi, Rudnicky, Ramadge, ICML 2022, arXiv:2206.07235.
     """
 
-    tau: float = 1.0
+    tau: Scalar = 1.0
     gap: float | Literal["p"] = 1.0
 
     traits: ClassVar[Traits] = Traits(
@@ -55,13 +55,13 @@ class GappedStraightThrough(AbstractLaunched):
     )
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "tau", check_positive("tau", self.tau))
+        object.__setattr__(self, "tau", check_temperature("tau", self.tau))
         object.__setattr__(self, "gap", _check_gap(self.gap))
 
     @property
     def kernel(self) -> AbstractKernel:
         """The sample's law and surrogate."""
-        return Kernel(self.tau, self.gap)
+        return Kernel(for_kernel(self.tau), self.gap)
 
 
 def _check_gap(gap: object) -> float | Literal["p"]:
@@ -74,7 +74,7 @@ def _check_gap(gap: object) -> float | Literal["p"]:
 
 def gapped_straight_through(
     logits: Tensor,
-    tau: float = 1.0,
+    tau: Scalar = 1.0,
     gap: float | Literal["p"] = 1.0,
     *,
     dim: int = -1,
@@ -115,5 +115,5 @@ def gapped_straight_through(
     Reference:
         Fan, Chi, Rudnicky, Ramadge, ICML 2022, arXiv:2206.07235.
     """
-    kernel = Kernel(check_positive("tau", tau), _check_gap(gap))
+    kernel = Kernel(for_kernel(tau), _check_gap(gap))
     return sample(kernel, logits, dim=dim, generator=generator, noise=noise, backend=backend)

@@ -12,7 +12,7 @@ from ..kernels.eager import AbstractKernel, ExactGumbelRao
 from ..kernels.eager import GumbelRao as Kernel
 from ..kernels.inner import count_inner
 from .base import DISCRETE, Traits
-from .checks import check_count, check_logits, check_positive, check_switch
+from .checks import Scalar, check_count, check_logits, check_switch, check_temperature, for_kernel
 from .pathwise import AbstractLaunched, sample
 
 
@@ -49,7 +49,7 @@ class GumbelRao(AbstractLaunched):
         Paulus, Maddison, Krause, ICLR 2021, arXiv:2010.04838.
     """
 
-    tau: float = 1.0
+    tau: Scalar = 1.0
     k: int | Literal["exact"] = 100
     qmc: bool = False
 
@@ -63,13 +63,13 @@ class GumbelRao(AbstractLaunched):
     )
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "tau", check_positive("tau", self.tau))
-        _kernel(self.tau, self.k, self.qmc)
+        object.__setattr__(self, "tau", check_temperature("tau", self.tau))
+        _kernel(for_kernel(self.tau), self.k, self.qmc)
 
     @property
     def kernel(self) -> AbstractKernel:
         """The sample's law and surrogate."""
-        return _kernel(self.tau, self.k, self.qmc)
+        return _kernel(for_kernel(self.tau), self.k, self.qmc)
 
     def check_classes(self, classes: int) -> None:
         """Refuse other than two classes where all inner noise is integrated over."""
@@ -95,7 +95,7 @@ def _check_classes(k: object, classes: int) -> None:
 
 def gumbel_rao(
     logits: Tensor,
-    tau: float = 1.0,
+    tau: Scalar = 1.0,
     k: int | Literal["exact"] = 100,
     *,
     qmc: bool = False,
@@ -149,7 +149,7 @@ def gumbel_rao(
             raise ConfigError('inner= prescribes the inner draws: drop qmc and k="exact".')
         k = count_inner(inner, rows)
     _check_classes(k, rows.shape[-1])
-    kernel = _kernel(check_positive("tau", tau), k, qmc)
+    kernel = _kernel(for_kernel(tau), k, qmc)
     return sample(
         kernel, logits, dim=dim, generator=generator, noise=noise, backend=backend, inner=inner
     )

@@ -16,7 +16,7 @@ from ..kernels.eager import AbstractKernel, SoftGumbelSoftmax
 from ..kernels.eager import GumbelSoftmax as HardGumbelSoftmax
 from ..laws.base import check_noise
 from .base import DISCRETE, Traits
-from .checks import check_logits, check_positive
+from .checks import Scalar, check_logits, check_temperature, for_kernel
 from .pathwise import AbstractLaunched, AbstractPathwise, sample
 
 
@@ -46,7 +46,7 @@ class GumbelSoftmax(AbstractLaunched):
         arXiv:1611.00712.
     """
 
-    tau: float = 1.0
+    tau: Scalar = 1.0
 
     traits: ClassVar[Traits] = Traits(
         unbiased=False,
@@ -60,12 +60,12 @@ class GumbelSoftmax(AbstractLaunched):
     )
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "tau", check_positive("tau", self.tau))
+        object.__setattr__(self, "tau", check_temperature("tau", self.tau))
 
     @property
     def kernel(self) -> AbstractKernel:
         """The sample's law and surrogate."""
-        return SoftGumbelSoftmax(self.tau)
+        return SoftGumbelSoftmax(for_kernel(self.tau))
 
     def form(self, *, hard: bool) -> AbstractPathwise:
         """Return itself, or the hard form of the same draw."""
@@ -97,7 +97,7 @@ class StraightThroughGumbelSoftmax(AbstractLaunched):
         Jang, Gu, Poole, ICLR 2017, arXiv:1611.01144.
     """
 
-    tau: float = 1.0
+    tau: Scalar = 1.0
 
     traits: ClassVar[Traits] = Traits(
         unbiased=False,
@@ -109,12 +109,12 @@ class StraightThroughGumbelSoftmax(AbstractLaunched):
     )
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "tau", check_positive("tau", self.tau))
+        object.__setattr__(self, "tau", check_temperature("tau", self.tau))
 
     @property
     def kernel(self) -> AbstractKernel:
         """The sample's law and surrogate."""
-        return HardGumbelSoftmax(self.tau)
+        return HardGumbelSoftmax(for_kernel(self.tau))
 
     def form(self, *, hard: bool) -> AbstractPathwise:
         """Return itself, or the soft form of the same draw."""
@@ -123,7 +123,7 @@ class StraightThroughGumbelSoftmax(AbstractLaunched):
 
 def straight_through_gumbel_softmax(
     logits: Tensor,
-    tau: float = 1.0,
+    tau: Scalar = 1.0,
     *,
     dim: int = -1,
     generator: torch.Generator | None = None,
@@ -160,7 +160,7 @@ def straight_through_gumbel_softmax(
     Reference:
         Jang, Gu, Poole, ICLR 2017, arXiv:1611.01144.
     """
-    kernel = HardGumbelSoftmax(check_positive("tau", tau))
+    kernel = HardGumbelSoftmax(for_kernel(tau))
     return sample(kernel, logits, dim=dim, generator=generator, noise=noise, backend=backend)
 
 
@@ -219,7 +219,7 @@ def gumbel_softmax(
     kind = HardGumbelSoftmax if hard else SoftGumbelSoftmax
     if isinstance(tau, Tensor):
         return _with_tensor_tau(logits, tau, kind, dim, generator, noise, backend)
-    kernel = kind(check_positive("tau", tau))
+    kernel = kind(for_kernel(tau))
     return sample(kernel, logits, dim=dim, generator=generator, noise=noise, backend=backend)
 
 

@@ -1,6 +1,7 @@
 """Estimators whose sample carries the gradient, and the doors to their plain functions."""
 
 import abc
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,11 +12,13 @@ from torch.autograd import forward_ad
 from .._errors import UnsupportedError
 from .._random import Stream, noise_shape, uniforms
 from .._types import Backend, NoiseKind
+from ..kernels.checks import check_content, check_uniforms
 from ..kernels.dispatch import launch
 from ..kernels.eager import AbstractKernel
 from ..laws.base import Distribution, check_noise
 from .base import AbstractEstimator, Draw, Estimate
 from .checks import check_logits
+from .tempered import launch_tempered, spread_along, temperature_of
 
 
 class AbstractPathwise(AbstractEstimator):
@@ -97,7 +100,33 @@ class AbstractLaunched(AbstractPathwise):
     def sample(self, logits: Tensor, noise: Tensor) -> Tensor:
         r"""Draw (\*rows, C) samples that carry their Jacobian, from logits of that shape."""
         self.check_classes(logits.shape[-1])
-        return launch(self.kernel, logits, noise, given=False)
+        return run_kernel(self.kernel, logits, noise, given=False, dim=-1)
+
+
+def run_kernel(
+    kernel: AbstractKernel,
+    rows: Tensor,
+    noise: Tensor | Stream,
+    *,
+    given: bool,
+    dim: int,
+    backend: Backend = "auto",
+    inner: Tensor | None = None,
+) -> Tensor:
+    """Run a kernel on rows, whose classes stood along `dim`."""
+    tau = temperature_of(kernel)
+    if tau is None:
+        return launch(kernel, rows, noise, inner=inner, given=given, backend=backend)
+    if inner is not None or backend not in ("auto", "eager"):
+        raise UnsupportedError(
+            "a tau that is a tensor is served by plain torch, without inner= or another backend."
+        )
+    if given:
+        check_content(noise, check_uniforms)  # pyright: ignore[reportArgumentType] - no stream
+    tau = spread_along(tau, rows.movedim(-1, dim), dim)
+    moved: Any = kernel  # a dataclass, like every kernel with a temperature
+    u = noise.all() if isinstance(noise, Stream) else noise
+    return launch_tempered(dataclasses.replace(moved, tau=tau), rows, u)
 
 
 def sample_along(
@@ -144,7 +173,7 @@ def sample(
     """Run a kernel along any dim of bare logits: the body of every function with a kernel."""
 
     def run(rows: Tensor, u: Tensor | Stream, given: bool) -> Tensor:
-        return launch(kernel, rows, u, inner=inner, given=given, backend=backend)
+        return run_kernel(kernel, rows, u, given=given, dim=dim, backend=backend, inner=inner)
 
     # A stream pays where there is one number for each class.
     draw = Stream if kernel.noise == "class" else uniforms

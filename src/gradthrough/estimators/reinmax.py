@@ -10,7 +10,7 @@ from .._types import Backend
 from ..kernels.eager import AbstractKernel
 from ..kernels.eager import ReinMax as Kernel
 from .base import DISCRETE, Traits
-from .checks import check_positive
+from .checks import Scalar, check_temperature, for_kernel
 from .pathwise import AbstractLaunched, sample
 
 
@@ -39,7 +39,7 @@ class ReinMax(AbstractLaunched):
         Liu, Dong, Liu, Yu, Gao, NeurIPS 2023, arXiv:2304.08612.
     """
 
-    tau: float = 1.0
+    tau: Scalar = 1.0
 
     traits: ClassVar[Traits] = Traits(
         unbiased=False,
@@ -51,17 +51,17 @@ class ReinMax(AbstractLaunched):
     )
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "tau", check_positive("tau", self.tau))
+        object.__setattr__(self, "tau", check_temperature("tau", self.tau))
 
     @property
     def kernel(self) -> AbstractKernel:
         """The sample's law and surrogate."""
-        return Kernel(self.tau)
+        return Kernel(for_kernel(self.tau))
 
 
 def reinmax(
     logits: Tensor,
-    tau: float = 1.0,
+    tau: Scalar = 1.0,
     *,
     dim: int = -1,
     generator: torch.Generator | None = None,
@@ -99,5 +99,5 @@ def reinmax(
     Reference:
         Liu, Dong, Liu, Yu, Gao, NeurIPS 2023, arXiv:2304.08612.
     """
-    kernel = Kernel(check_positive("tau", tau))
+    kernel = Kernel(for_kernel(tau))
     return sample(kernel, logits, dim=dim, generator=generator, noise=noise, backend=backend)

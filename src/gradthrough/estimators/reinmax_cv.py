@@ -12,7 +12,15 @@ from ..kernels.eager import AbstractKernel
 from ..kernels.eager import ReinMaxCV as Kernel
 from ..kernels.inner import count_inner
 from .base import DISCRETE, Traits
-from .checks import check_count, check_logits, check_positive, check_scalar
+from .checks import (
+    Scalar,
+    check_count,
+    check_logits,
+    check_positive,
+    check_scalar,
+    check_temperature,
+    for_kernel,
+)
 from .pathwise import AbstractLaunched, sample
 
 
@@ -52,7 +60,7 @@ class ReinMaxCV(AbstractLaunched):
         Wang, Bui, 2026, arXiv:2603.08257.
     """
 
-    tau: float = 1.0
+    tau: Scalar = 1.0
     k: int = 100
     eta: float = 1.0
     tau_cv: float = 1.0
@@ -68,7 +76,7 @@ class ReinMaxCV(AbstractLaunched):
     )
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "tau", check_positive("tau", self.tau))
+        object.__setattr__(self, "tau", check_temperature("tau", self.tau))
         check_count("k", self.k, 1)
         object.__setattr__(self, "eta", _check_weight(self.eta))
         object.__setattr__(self, "tau_cv", check_positive("tau_cv", self.tau_cv))
@@ -76,7 +84,7 @@ class ReinMaxCV(AbstractLaunched):
     @property
     def kernel(self) -> AbstractKernel:
         """The sample's law and surrogate."""
-        return Kernel(self.tau, self.k, self.eta, self.tau_cv)
+        return Kernel(for_kernel(self.tau), self.k, self.eta, self.tau_cv)
 
 
 def _check_weight(eta: object) -> float:
@@ -93,7 +101,7 @@ def _check_weight(eta: object) -> float:
 
 def reinmax_cv(
     logits: Tensor,
-    tau: float = 1.0,
+    tau: Scalar = 1.0,
     k: int = 100,
     eta: float = 1.0,
     tau_cv: float = 1.0,
@@ -145,7 +153,7 @@ def reinmax_cv(
     if inner is not None:
         k = count_inner(inner, check_logits(logits, dim).movedim(dim, -1), extra=1)
     kernel = Kernel(
-        check_positive("tau", tau),
+        for_kernel(tau),
         check_count("k", k, 1),
         _check_weight(eta),
         check_positive("tau_cv", tau_cv),

@@ -11,7 +11,7 @@ from ..kernels.eager import AbstractKernel
 from ..kernels.eager import ReinMaxRao as Kernel
 from ..kernels.inner import count_inner
 from .base import DISCRETE, Traits
-from .checks import check_count, check_logits, check_positive
+from .checks import Scalar, check_count, check_logits, check_temperature, for_kernel
 from .pathwise import AbstractLaunched, sample
 
 
@@ -44,7 +44,7 @@ class ReinMaxRao(AbstractLaunched):
         Wang, Bui, 2026, arXiv:2603.08257.
     """
 
-    tau: float = 1.0
+    tau: Scalar = 1.0
     k: int = 100
 
     traits: ClassVar[Traits] = Traits(
@@ -57,18 +57,18 @@ class ReinMaxRao(AbstractLaunched):
     )
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "tau", check_positive("tau", self.tau))
+        object.__setattr__(self, "tau", check_temperature("tau", self.tau))
         check_count("k", self.k, 1)
 
     @property
     def kernel(self) -> AbstractKernel:
         """The sample's law and surrogate."""
-        return Kernel(self.tau, self.k)
+        return Kernel(for_kernel(self.tau), self.k)
 
 
 def reinmax_rao(
     logits: Tensor,
-    tau: float = 1.0,
+    tau: Scalar = 1.0,
     k: int = 100,
     *,
     dim: int = -1,
@@ -114,7 +114,7 @@ def reinmax_rao(
     """
     if inner is not None:
         k = count_inner(inner, check_logits(logits, dim).movedim(dim, -1))
-    kernel = Kernel(check_positive("tau", tau), check_count("k", k, 1))
+    kernel = Kernel(for_kernel(tau), check_count("k", k, 1))
     return sample(
         kernel, logits, dim=dim, generator=generator, noise=noise, backend=backend, inner=inner
     )

@@ -10,7 +10,7 @@ from .._types import Backend
 from ..kernels.eager import AbstractKernel
 from ..kernels.eager import StraightThrough as Kernel
 from .base import DISCRETE, Traits
-from .checks import check_positive, check_switch
+from .checks import Scalar, check_switch, check_temperature, for_kernel
 from .pathwise import AbstractLaunched, sample
 
 
@@ -42,7 +42,7 @@ class StraightThrough(AbstractLaunched):
         ICML 2014, arXiv:1310.8499.
     """
 
-    tau: float = 1.0
+    tau: Scalar = 1.0
     importance: bool = False
 
     traits: ClassVar[Traits] = Traits(
@@ -55,18 +55,18 @@ class StraightThrough(AbstractLaunched):
     )
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "tau", check_positive("tau", self.tau))
+        object.__setattr__(self, "tau", check_temperature("tau", self.tau))
         check_switch("importance", self.importance)
 
     @property
     def kernel(self) -> AbstractKernel:
         """The sample's law and surrogate."""
-        return Kernel(self.tau, self.importance)
+        return Kernel(for_kernel(self.tau), self.importance)
 
 
 def straight_through(
     logits: Tensor,
-    tau: float = 1.0,
+    tau: Scalar = 1.0,
     *,
     importance: bool = False,
     dim: int = -1,
@@ -106,5 +106,5 @@ def straight_through(
     Reference:
         Bengio, Leonard, Courville, 2013, arXiv:1308.3432.
     """
-    kernel = Kernel(check_positive("tau", tau), check_switch("importance", importance))
+    kernel = Kernel(for_kernel(tau), check_switch("importance", importance))
     return sample(kernel, logits, dim=dim, generator=generator, noise=noise, backend=backend)

@@ -237,7 +237,7 @@ def conditional_relaxation(p: Tensor, index: Tensor, e: Tensor, tau: float) -> T
     at = index.unsqueeze(-1)
     race = p * e.gather(-1, at)
     ratio = race / (e + race)
-    relative = ratio if tau == 1.0 else ratio ** (1.0 / tau)
+    relative = ratio if type(tau) is float and tau == 1.0 else ratio ** (1.0 / tau)
     drawn = p.gather(-1, at)
     relative = relative.scatter(-1, at, drawn / drawn)  # 1, or NaN in an unsound row
     return relative / relative.sum(-1, keepdim=True)
@@ -281,7 +281,8 @@ class ReinMax(AbstractKernel):
 
     def terms(self, kept: Kept) -> Iterable[Term]:
         p = softmax(kept.logits)
-        smooth = p if self.tau == 1.0 else softmax(kept.logits / self.tau)
+        one = type(self.tau) is float and self.tau == 1.0  # `tempered` has a tensor there
+        smooth = p if one else softmax(kept.logits / self.tau)
         return ((halfway(smooth, kept.chosen), 2.0, 1.0), (p, -0.5, 1.0))
 
 

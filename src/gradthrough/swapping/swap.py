@@ -13,12 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .._errors import ConfigError, UnsupportedError
-from ..estimators import (
-    AbstractEstimator,
-    GumbelSoftmax,
-    StraightThroughGumbelSoftmax,
-    gumbel_softmax,
-)
+from ..estimators import AbstractEstimator
 from ..estimators import estimator as build
 from ..estimators.pathwise import AbstractPathwise
 from ..sampling import check_pathwise, sample
@@ -57,14 +52,19 @@ class Swap(ContextDecorator):
 
     @property
     def estimator(self) -> AbstractPathwise:
-        """What the calls get. It may be set anew while the swap is on."""
+        """What the calls get. It may be set anew while the swap is on; its tau then holds."""
         return self._estimator
 
     @estimator.setter
     def estimator(self, value: AbstractEstimator) -> None:
-        self._estimator = check_pathwise(value)
+        self._estimator, self._own_tau = check_pathwise(value), True
         if self._open:
             changed()
+
+    @property
+    def own_tau(self) -> bool:
+        """Whether the estimator's tau holds for every call, and not the tau of each."""
+        return self._own_tau
 
     @property
     def state(self) -> Hashable:
@@ -143,8 +143,6 @@ class Swap(ContextDecorator):
     ) -> Tensor:
         one: Any = self._estimator.form(hard=hard)
         if tau is not None and not self._own_tau and hasattr(one, "tau"):
-            if isinstance(tau, Tensor) and (tau.requires_grad or tau.numel() != 1):
-                return _with_tensor(one, logits, tau, hard, dim)
             one = dataclasses.replace(one, tau=tau)
         if uniform is not None:
             _check_one_uniform(one)
@@ -158,18 +156,6 @@ def _check_one_uniform(one: AbstractPathwise) -> None:
             f"the caller hands in one uniform for each variable, and {type(one).__name__} takes "
             "more noise than that. Take an estimator that does with it: gradthrough.ReinMax()."
         )
-
-
-def _with_tensor(
-    one: AbstractPathwise, logits: Tensor, tau: Tensor, hard: bool, dim: int
-) -> Tensor:
-    if isinstance(one, GumbelSoftmax | StraightThroughGumbelSoftmax):
-        return gumbel_softmax(logits, tau, hard, dim=dim)
-    raise UnsupportedError(
-        f"the caller's tau is a tensor of shape {tuple(tau.shape)} that is learned or differs from "
-        f"row to row, and {type(one).__name__} takes a number. Say one, which then holds for all "
-        "calls: gradthrough.swap(..., tau=1.0); or take StraightThroughGumbelSoftmax."
-    )
 
 
 def swap(
