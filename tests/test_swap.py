@@ -2,6 +2,7 @@ import copy
 import threading
 import types
 import warnings
+import weakref
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 import gradthrough as gt
 from gradthrough.estimators.pathwise import AbstractPathwise
-from gradthrough.swapping import copies
+from gradthrough.swapping import copies, functional
 from gradthrough.swapping.active import STATE
 
 CODE = F.gumbel_softmax.__code__
@@ -222,10 +223,9 @@ def test_somebody_else_s_patch_is_left_alone():
     with gt.swap("reinmax"):
         F.gumbel_softmax(logits(), hard=True)
         FUNCTION.__code__ = other
-        F.gumbel_softmax = len
-    left = FUNCTION.__code__, F.gumbel_softmax
-    FUNCTION.__code__, F.gumbel_softmax = CODE, FUNCTION
-    assert left == (other, len)
+    left = FUNCTION.__code__
+    FUNCTION.__code__ = CODE
+    assert left is other
 
 
 def test_calls_are_counted_by_where_they_came_from():
@@ -372,18 +372,54 @@ def test_an_estimator_that_is_set_anew_reaches_compiled_code(compiler):
 
 
 @TRACING
-def test_the_same_swap_again_is_not_compiled_again(compiler):
+@pytest.mark.parametrize("confined", [False, True])
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+def test_the_same_swap_again_is_not_compiled_again(call, confined, compiler):
     seen = []
 
     def backend(graph, inputs):
-        seen.append(graph)
+        seen.append({str(node.target) for node in graph.graph.nodes})
         return graph
 
-    compiled = compiler(CALLS["alias"], backend)
+    model = Gate(call=call)
+    compiled = compiler(model, backend)
     for _ in range(10):  # more than torch compiles one function anew
-        with gt.swap("reinmax", tau=1.3):
+        with gt.swap("reinmax", tau=1.3, model=model if confined else None):
             compiled(logits())
     assert len(seen) == 1
+    # A graph that held the function would be stored as that of torch's own.
+    assert not any("gumbel_softmax" in target for target in seen[0])
+
+
+@TRACING
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+def test_a_temperature_that_moves_is_not_compiled_again(call, compiler):
+    seen = []
+    compiled = compiler(call, lambda graph, inputs: seen.append(1) or graph)
+    with gt.swap("reinmax") as swapped:
+        for i in range(12):
+            swapped.estimator = gt.ReinMax(tau=1.0 + 0.1 * i)
+            assert_same(outcome(compiled), drawn(swapped.estimator), rtol=1e-6, atol=1e-6)
+    assert len(seen) <= 3
+
+
+@TRACING
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+def test_code_that_another_thread_compiles_is_refused(call, compiler):
+    compiled, errors = compiler(call), []
+
+    def work():
+        try:
+            compiled(logits())
+        except Exception as error:
+            errors.append(error)
+
+    worker = threading.Thread(target=work)
+    with gt.swap("reinmax"):
+        worker.start()
+        worker.join()
+        F.gumbel_softmax(logits(), hard=True)
+    assert "Enter the swap in the thread" in str(errors[0])
 
 
 def test_a_swap_inside_of_compiled_code_is_refused(compiler):
@@ -442,6 +478,101 @@ def test_a_swap_confined_to_a_model(call, how):
     assert all("test_swap.py" in site for site in swapped.sites)
     assert not model._forward_hooks
     assert not model.gate._forward_pre_hooks
+
+
+def block(x):
+    return F.gumbel_softmax(x, hard=True)
+
+
+class Plain(nn.Module):
+    """Checkpoints a function that knows nothing of it."""
+
+    def __init__(self, function, reentrant):
+        super().__init__()
+        self.function, self.reentrant = function, reentrant
+
+    def forward(self, x):
+        return checkpoint(self.function, x * 1.0, use_reentrant=self.reentrant)
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_a_checkpoint_of_a_plain_function_in_the_model(reentrant):
+    model, other = Plain(block, reentrant), Plain(lambda x: alias(x, hard=True), reentrant)
+    with gt.swap("reinmax", tau=1.3, model=model):
+        assert_same(outcome(model), drawn(gt.ReinMax(1.3)))
+        assert_same(outcome(other), outcome(lambda x: STOCK(x, hard=True)))
+        shared = Plain(block, reentrant)
+        with pytest.raises(gt.UnsupportedError, match="inside of the model and outside"):
+            outcome(shared)
+
+
+def test_no_tensor_is_kept_that_the_caller_lets_go_of():
+    class Trainer:
+        def step(self):
+            big = torch.randn(100)
+            left = weakref.ref(big)
+            F.gumbel_softmax(logits(), hard=True)
+            del big
+            return left() is None
+
+    model = Gate()
+    with gt.swap("reinmax", model=model):
+        assert Trainer().step()
+        model(logits())
+
+
+def test_a_scripted_part_of_the_model_is_passed_by():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = nn.Sequential(Gate(), torch.jit.script(nn.Identity()))
+    with gt.swap("reinmax", tau=1.3, model=model):
+        assert_same(outcome(model), drawn(gt.ReinMax(1.3)))
+
+
+def test_a_scope_that_cannot_be_opened_leaves_torch_as_it_was(monkeypatch):
+    def broken(self):
+        raise BoomError
+
+    monkeypatch.setattr("gradthrough.swapping.scope.Scope.open", broken)
+    with pytest.raises(BoomError), gt.swap("reinmax", model=Gate()):
+        pass
+
+
+def test_a_mode_that_was_entered_within_stays():
+    swapped, spy = gt.swap("reinmax"), Spy()
+    with swapped:
+        F.gumbel_softmax(logits(), hard=True)
+        spy.__enter__()
+    assert torch.overrides._get_current_function_mode() is spy
+    spy.__exit__(None, None, None)
+
+
+def test_leaving_in_another_thread():
+    swapped = gt.swap("reinmax")
+    swapped.__enter__()
+    F.gumbel_softmax(logits(), hard=True)
+    worker = threading.Thread(target=lambda: swapped.__exit__(None, None, None))
+    worker.start()
+    worker.join()
+    assert FUNCTION.__code__ is CODE
+    assert_same(outcome(CALLS["alias"]), outcome(lambda x: STOCK(x, hard=True)))
+    with gt.swap("reinmax"):  # the mode that was left here goes with this one
+        F.gumbel_softmax(logits(), hard=True)
+    while torch.overrides._len_torch_function_stack():
+        torch.overrides._pop_mode()
+    functional._HELD.depth = 0
+
+
+def test_what_runs_later_cannot_be_decorated():
+    def generator():
+        yield F.gumbel_softmax(logits())
+
+    async def coroutine():
+        F.gumbel_softmax(logits())
+
+    for function in (generator, coroutine):
+        with pytest.raises(gt.UnsupportedError, match="generator or a coroutine"):
+            gt.swap("reinmax")(function)
 
 
 def test_a_model_that_fails_does_not_stay_open():
@@ -568,23 +699,6 @@ def test_a_model_can_be_copied_and_saved_meanwhile(tmp_path):
         for one in others:  # it is another model
             one.call = CALLS["attribute"]
             assert_same(outcome(one), outcome(lambda x: STOCK(x, hard=True)))
-
-
-def test_uniforms_in_compiled_code_have_all_their_bits(compiler):
-    from torch._dynamo.backends.common import aot_autograd
-    from torch._functorch.aot_autograd import make_boxed_func
-
-    seen = []
-
-    def keep(graph, inputs):
-        seen.extend(node.target for node in graph.graph.nodes)
-        return make_boxed_func(graph.forward)
-
-    compiled = compiler(CALLS["alias"], aot_autograd(fw_compiler=keep))
-    with gt.swap("reinmax", tau=1.0):
-        compiled(logits())
-    assert torch.ops.aten.rand.default not in seen  # inductor would make float32 of these
-    assert any("randint" in str(target) for target in seen)
 
 
 # --- distributions --------------------------------------------------------------------------

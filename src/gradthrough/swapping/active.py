@@ -4,24 +4,16 @@ from __future__ import annotations
 
 import threading
 import types
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Protocol, cast
 
 
 class Responds(Protocol):
     """What a swap has to say to a call."""
 
-    @property
-    def state(self) -> Hashable:
-        """What compiled code depends on: equal swaps have equal states."""
-        ...
-
     def applies(self) -> bool:
         """Return whether the call in progress is one of its own."""
         ...
-
-
-_KEPT = 64  # states of the swaps whose code is kept
 
 
 class Attribute:
@@ -65,35 +57,19 @@ class Code:
 
     def __init__(self, find: Callable[[], Any], instead: Callable[..., object]) -> None:
         self._find = find
-        self._instead = cast("types.FunctionType", instead).__code__
-        self._dressed: dict[object, types.CodeType] = {}
+        self._new = cast("types.FunctionType", instead).__code__
         self.key = id(self)
 
     def install(self) -> None:
-        """Find the function: what it did is `stock` from now on."""
+        """Put the new code there; what the old one did is `stock` from now on."""
         self._function: types.FunctionType = self._find()
         f, self._old = self._function, self._function.__code__
-        self._now = self._old
         self.stock = types.FunctionType(self._old, f.__globals__, f.__name__, f.__defaults__)
-
-    def dress(self, state: Hashable) -> None:
-        """Put the code there that stands for a state of the swaps.
-
-        torch.compile calls such functions without a look inside, and compiles again if they have
-        another code. So each state has a code object of its own, and keeps it.
-        """
-        if self._function.__code__ is not self._now:
-            return  # somebody else's
-        key = (self._old, state)
-        if key not in self._dressed:
-            if len(self._dressed) >= _KEPT:
-                del self._dressed[next(iter(self._dressed))]
-            self._dressed[key] = self._instead.replace()  # equal, but an object of its own
-        self._now = self._function.__code__ = self._dressed[key]
+        f.__code__ = self._new
 
     def restore(self) -> None:
         """Put back what was there, unless somebody else has replaced ours meanwhile."""
-        if self._function.__code__ is self._now:
+        if self._function.__code__ is self._new:
             self._function.__code__ = self._old
 
 
@@ -127,7 +103,6 @@ def enter(swap: Responds, patches: Iterable[Patch]) -> list[object]:
             _release(keys)
             raise
         STATE.swaps = (*STATE.swaps, swap)
-        _dress()
     return keys
 
 
@@ -137,20 +112,6 @@ def leave(swap: Responds, keys: Iterable[object]) -> None:
         at = max(i for i, one in enumerate(STATE.swaps) if one is swap)
         STATE.swaps = STATE.swaps[:at] + STATE.swaps[at + 1 :]
         _release(keys)
-        _dress()
-
-
-def changed() -> None:
-    """Take note that a swap has another state."""
-    with STATE.lock:
-        _dress()
-
-
-def _dress() -> None:
-    state = tuple(swap.state for swap in STATE.swaps)
-    for patch, _ in STATE.patches.values():
-        if isinstance(patch, Code):
-            patch.dress(state)
 
 
 def _release(keys: Iterable[object]) -> None:

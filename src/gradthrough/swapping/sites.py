@@ -8,6 +8,7 @@ from collections import Counter
 import torch
 
 _HERE = os.path.dirname(__file__)
+_TORCH = os.path.dirname(torch.__file__) + os.sep
 
 
 class Sites:
@@ -33,7 +34,7 @@ def _caller() -> str:
     frame = sys._getframe(1)  # pyright: ignore[reportPrivateUsage]
     while frame.f_back is not None:
         name = frame.f_code.co_filename
-        if os.path.dirname(name) != _HERE and name != torch.overrides.__file__:
+        if os.path.dirname(name) != _HERE and not name.startswith(_TORCH):
             break
         frame = frame.f_back
     return f"{frame.f_code.co_filename}:{frame.f_lineno} in {frame.f_code.co_qualname}"

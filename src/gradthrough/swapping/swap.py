@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import uuid
+import inspect
 import warnings
-from collections.abc import Hashable, Iterable
+from collections.abc import Callable, Iterable
 from contextlib import ContextDecorator
 from typing import Any, Self
 
@@ -18,7 +18,7 @@ from ..estimators import estimator as build
 from ..estimators.pathwise import AbstractPathwise
 from ..sampling import check_pathwise, sample
 from . import copies, functional, rsample
-from .active import changed, enter, leave
+from .active import enter, leave
 from .scope import Scope
 from .sites import Sites
 
@@ -45,9 +45,6 @@ class Swap(ContextDecorator):
         self._sites = Sites()
         self._met = False
         self._open: list[list[object]] = []
-        # Code that was compiled while one swap was confined to a module is not for another.
-        self._name = "" if model is None else uuid.uuid4().hex
-        # Where a call is made from is what compiled code has to see.
         self._watched = functional.Watched()
 
     @property
@@ -58,18 +55,11 @@ class Swap(ContextDecorator):
     @estimator.setter
     def estimator(self, value: AbstractEstimator) -> None:
         self._estimator, self._own_tau = check_pathwise(value), True
-        if self._open:
-            changed()
 
     @property
     def own_tau(self) -> bool:
         """Whether the estimator's tau holds for every call, and not the tau of each."""
         return self._own_tau
-
-    @property
-    def state(self) -> Hashable:
-        """What compiled code depends on."""
-        return type(self._estimator), self._estimator, self._own_tau, self._name
 
     @property
     def sites(self) -> dict[str, int]:
@@ -81,24 +71,37 @@ class Swap(ContextDecorator):
         """How many calls were taken; those inside compiled code are not counted."""
         return sum(self.sites.values())
 
+    def __call__(self, func: Callable[..., Any]) -> Callable[..., Any]:
+        """Return a function whose calls are made within the swap."""
+        if inspect.isgeneratorfunction(func) or inspect.iscoroutinefunction(func):
+            raise UnsupportedError(
+                "a swap cannot decorate a generator or a coroutine, whose body runs after the call "
+                "has ended. Write `with gradthrough.swap(...):` inside of it."
+            )
+        return super().__call__(func)
+
     def __enter__(self) -> Self:
         if torch.compiler.is_dynamo_compiling():
             raise UnsupportedError(
                 "a swap cannot begin inside of compiled code. Begin it outside: "
                 "with gradthrough.swap(...): compiled(x)."
             )
-        wanted = [functional.PATCH, *rsample.patches(), *copies.patches(self._also)]
-        keys = enter(self, wanted)
-        if self._scope is not None and not self._open:
-            self._scope.open()
-            self._watched.__enter__()
+        wanted = [functional.PATCH, *rsample.patches()]
+        keys = enter(self, [*wanted, *copies.patches(self._also)])
+        try:
+            if self._scope is not None and not self._open:
+                self._scope.open()
+        except BaseException:
+            leave(self, keys)
+            raise
+        self._watched.__enter__()
         self._open.append(keys)
         return self
 
     def __exit__(self, kind: object, *error: object) -> None:
         keys = self._open.pop()
+        self._watched.__exit__()
         if self._scope is not None and not self._open:
-            self._watched.__exit__()
             self._scope.close()
         leave(self, keys)
         if kind is None and not self._met:
@@ -114,7 +117,7 @@ class Swap(ContextDecorator):
 
     def applies(self) -> bool:
         """Return whether the call in progress is one of its own."""
-        return self._scope is None or (bool(self._name) and self._scope.holds())
+        return self._scope is None or self._scope.holds()
 
     def draw(
         self,
@@ -173,15 +176,15 @@ def swap(
     straight-through one. On leaving, also by an exception, torch is as it was. Swaps nest: the
     innermost that a call belongs to has it. Threads that run meanwhile are swapped, too.
 
-    The sample is drawn from the numbers that torch would draw, on CPU the same class to the last
-    row; only the gradient is another one. (ReDGE, whose law is only near the softmax, draws its
-    own; so does what is asked of a distribution for several samples at once, or of a private copy.)
+    The sample is drawn from the numbers that torch would draw: on CPU, in float32 and float64, the
+    same class, and only the gradient is another one. (ReDGE, whose law is only near the softmax,
+    draws its own; so do relaxed distributions, several samples at once, and private copies.)
     A call with ``hard=False`` gets a soft sample from `gumbel_softmax` and `stgs`, which are one
     estimator in two forms; from others it raises.
 
     Where a checkpoint draws again in the backward, the backward belongs into the block. Code that
-    torch.compile has compiled is compiled again, for as long as the block lasts. Functions of
-    torch.jit are out of reach.
+    torch.compile has compiled is compiled again, for as long as the block lasts; the block is to be
+    entered in the thread that calls it. Functions of torch.jit are out of reach.
 
     Args:
         estimator: a key of ``ESTIMATORS``, or a pathwise estimator.
@@ -202,7 +205,8 @@ def swap(
         UnsupportedError: an estimator without a sample that carries the gradient, such as RLOO;
             raised by a call: a soft sample wanted of a hard estimator, a tau that is learned and
             that the estimator cannot learn.
-        BackendError: a copy whose package cannot be imported.
+        BackendError: a copy whose package cannot be imported; raised by torch.compile: a call that
+            it comes upon in another thread.
 
     Example:
         >>> import torch, gradthrough as gt
