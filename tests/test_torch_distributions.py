@@ -37,6 +37,8 @@ EXACT = [
 
 # Dynamo does so itself, tracing an autograd.Function.
 tracing = pytest.mark.filterwarnings("ignore:.*should not be instantiated")
+
+
 @pytest.fixture(autouse=True)
 def arguments_are_validated():
     """Undo what torch.compile does once it has been used: it turns the default off for good."""
