@@ -81,6 +81,10 @@ from .monitoring.illnesses import MonitorWarning as MonitorWarning
 from .monitoring.monitor import Monitor as Monitor
 from .rollout import Bound as Bound
 from .rollout import Rollout as Rollout
+from .routing import Routed as Routed
+from .routing import load_balance as load_balance
+from .routing import sparsemixer as sparsemixer
+from .routing import sparsemixer_v2 as sparsemixer_v2
 from .sampling import sample as sample
 from .swapping import Swap as Swap
 from .swapping import SwapWarning as SwapWarning

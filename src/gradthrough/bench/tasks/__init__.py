@@ -5,6 +5,7 @@ from .bernoulli_vae import BernoulliVAE
 from .efficiency import Efficiency
 from .gradient_accuracy import GradientAccuracy
 from .listops import ListOps
+from .moe import MoE
 from .nas import NAS
 from .polynomial import Polynomial
 from .temperature import Temperature
@@ -15,6 +16,7 @@ TASKS: dict[str, type[AbstractTask]] = {
     "bernoulli_vae": BernoulliVAE,
     "efficiency": Efficiency,
     "polynomial": Polynomial,
+    "moe": MoE,
     "nas": NAS,
     "listops": ListOps,
     "gradient_accuracy": GradientAccuracy,
