@@ -15,7 +15,7 @@ from gradthrough import cli
 from gradthrough.bench.cells import cells
 from gradthrough.bench.experiment import BUDGETS, Experiment
 from gradthrough.bench.experiment_file import load
-from problems import FAMILIES, normal, uniform
+from problems import DISCRETE, FAMILIES, normal, uniform
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -24,7 +24,7 @@ import gradthrough_docs  # noqa: E402
 from gradthrough_docs import api, choosing, pictures  # noqa: E402
 
 PAGES = sorted(p for p in DOCS.rglob("*.md") if "_build" not in p.parts)
-RUN = ("index", "choosing", "how-it-works", "extending", "bench", "swap")
+RUN = ("index", "choosing", "continuous", "how-it-works", "extending", "bench", "swap")
 
 
 def script(name):
@@ -127,7 +127,9 @@ def test_every_estimator_has_its_section_and_its_function():
         kind.__name__ for kind in gt.ESTIMATORS.values()
     ]
     functions = [api.function_of(kind) for kind in gt.ESTIMATORS.values()]
-    assert [f is not None for f in functions] == [k.traits.pathwise for k in gt.ESTIMATORS.values()]
+    assert [f is not None for f in functions] == [
+        key in DISCRETE and kind.traits.pathwise for key, kind in gt.ESTIMATORS.items()
+    ]
 
 
 @pytest.mark.parametrize(
@@ -157,7 +159,9 @@ def refusal(f, key, *, twice=False):
     one = gt.estimator(key)
     logits = normal(3).requires_grad_()
     try:
-        q = gt.Bernoulli(logits, event_dims=1)
+        continuous = not one.traits.families & set(FAMILIES)
+        of_three = torch.distributions.Independent(torch.distributions.Normal(logits, 1.0), 1)
+        q = gt.as_distribution(of_three) if continuous else gt.Bernoulli(logits, event_dims=1)
         n = one.traits.min_samples
         noise = uniform(*one.noise_shape(q.expand(n)))
         value = gt.expect(f, q, one, samples=n, noise=noise)
@@ -183,11 +187,11 @@ def test_the_lists_say_what_happens(key):
     assert serves == (key in choosing.having("serve a rollout"))
 
 
-@pytest.mark.parametrize("key", gt.ESTIMATORS)
+@pytest.mark.parametrize("key", DISCRETE)
 def test_the_table_of_evaluations_counts_what_f_sees(key):
     for variables, classes in ((1, 2), (10, 2)):
         one, seen = gt.estimator(key), []
-        family = sorted(one.traits.families)[-1]
+        family = sorted(one.traits.families & set(FAMILIES))[-1]
         shape = (1, variables, classes) if family == "categorical" else (1, variables)
         q = FAMILIES[family](torch.zeros(shape), event_dims=1)
 

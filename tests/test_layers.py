@@ -39,6 +39,8 @@ ALLOWED = {
     "laws": (
         *FOUNDATION,
         "_random",
+        "_attach",
+        "_slope",
         "kernels.checks",
         "kernels.dispatch",
         "laws",

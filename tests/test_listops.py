@@ -33,6 +33,7 @@ from gradthrough.bench.tasks._listops_parse import parse
 from gradthrough.bench.tasks.listops import ListOps
 from gradthrough.bench.train import run
 from gradthrough.rollout import Bound, Rollout
+from problems import DISCRETE
 
 REAL = os.environ.get("GRADTHROUGH_DATA")
 TINY = ListOps(5, 4, 3, source="generated", train_size=89, max_length=20)
@@ -618,7 +619,7 @@ def test_training_depends_on_its_seeds_alone(key):
     assert all(torch.equal(x, repeated[name]) for name, x in after.items())
 
 
-@pytest.mark.parametrize("key", [key for key in gt.ESTIMATORS if key not in SERVED])
+@pytest.mark.parametrize("key", [key for key in DISCRETE if key not in SERVED])
 def test_every_other_estimator_is_refused_with_the_reason(key):
     estimator = gt.estimator(key)
     reason = TINY.refuses(estimator)

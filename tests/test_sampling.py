@@ -7,6 +7,7 @@ from gradthrough._random import gumbels
 from gradthrough.estimators.pathwise import AbstractPathwise
 from gradthrough.kernels.dispatch import draw
 from gradthrough.sampling import race
+from problems import DISCRETE
 
 PATHWISE = {k: e for k, e in gt.ESTIMATORS.items() if issubclass(e, AbstractPathwise)}
 FUNCTIONS = {k: getattr(gt, n) for k, n in {
@@ -83,7 +84,7 @@ def test_the_ends_of_the_noise_stay_within_it():
         assert bool(((noise >= 0) & (noise < 1)).all())
 
 
-@pytest.mark.parametrize("key", [k for k in gt.ESTIMATORS if k not in PATHWISE])
+@pytest.mark.parametrize("key", [k for k in DISCRETE if k not in PATHWISE])
 def test_estimators_without_a_sample_are_refused(key):
     options = {"control": gt.controls.Control((4,))} if key == "relax" else {}
     with pytest.raises(gt.UnsupportedError, match="values of f"):

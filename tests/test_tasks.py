@@ -13,12 +13,13 @@ from gradthrough.bench.tasks import TASKS
 from gradthrough.bench.tasks.bernoulli_vae import BernoulliVAE
 from gradthrough.bench.tasks.vae import VAE
 from gradthrough.rollout import Bound
+from problems import DISCRETE
 
 TINY = {"hidden": (16, 8), "bound_samples": 3}
 CATEGORICAL = VAE("digits", latents=2, classes=3, **TINY)
 BINARY = BernoulliVAE("digits", latents=4, valid=0, **TINY)
 KINDS = ("analytic", "sampled")
-EVERY = pytest.mark.parametrize("key", gt.ESTIMATORS)
+EVERY = pytest.mark.parametrize("key", DISCRETE)
 
 
 def task_of(estimator):

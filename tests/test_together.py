@@ -21,13 +21,14 @@ from gradthrough.bench.tasks.bernoulli_vae import BernoulliVAE
 from gradthrough.bench.tasks.vae import VAE, CategoricalVAE
 from gradthrough.bench.together import run_together
 from gradthrough.bench.train import run
+from problems import DISCRETE
 
 SMALL = VAE("digits", latents=2, classes=3, hidden=(32, 16), valid=137, bound_samples=7)
 BINARY = BernoulliVAE(
     "digits", 4, hidden=(32, 16), valid=137, bound_samples=7, kl="sampled", prior="learned"
 )
 SEEDS = (0, 1, 5)
-EVERY = pytest.mark.parametrize("key", gt.ESTIMATORS)
+EVERY = pytest.mark.parametrize("key", DISCRETE)
 
 
 def config(key="reinmax", task=SMALL, *, epochs=1, lr=1e-3, **changes):

@@ -41,7 +41,9 @@ from .estimators import GappedStraightThrough as GappedStraightThrough
 from .estimators import GumbelRao as GumbelRao
 from .estimators import GumbelSoftmax as GumbelSoftmax
 from .estimators import LocalExpectation as LocalExpectation
+from .estimators import MeasureValued as MeasureValued
 from .estimators import MuProp as MuProp
+from .estimators import Pathwise as Pathwise
 from .estimators import Rebar as Rebar
 from .estimators import ReDGE as ReDGE
 from .estimators import ReinDGE as ReinDGE
@@ -76,6 +78,7 @@ from .kernels.validation import set_validation as set_validation
 from .laws import Bernoulli as Bernoulli
 from .laws import Categorical as Categorical
 from .laws import Distribution as Distribution
+from .laws import Law as Law
 from .laws import as_distribution as as_distribution
 from .monitoring.illnesses import MonitorWarning as MonitorWarning
 from .monitoring.monitor import Monitor as Monitor

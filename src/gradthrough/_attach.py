@@ -86,7 +86,8 @@ class _AttachBothModes(_Attach):
         x, grad, value = ctx.saved_tensors
         t_value, t_x, _ = tangents
         once = cast(Tensor, _Once.apply(grad, x, value))
-        out = (t_x * once).sum(tuple(range(ctx.lead, x.ndim)))
+        out, dims = t_x * once, tuple(range(ctx.lead, x.ndim))
+        out = out.sum(dims) if dims else out  # no dims would be all of them
         return out if t_value is None else t_value + out.to(t_value.dtype)
 
 

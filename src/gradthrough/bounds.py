@@ -14,6 +14,7 @@ from ._types import Objective
 from .estimators.base import Draw, learning_signal
 from .estimators.leave_one_out import VarGrad
 from .expect import admit, ask, evaluate
+from .laws.base import Distribution
 
 
 def vimco(
@@ -82,6 +83,9 @@ def vimco(
     # Where all others are impossible they tell nothing: 0 is a baseline as good as any.
     advantage = bound.detach() - torch.where(without == -torch.inf, 0.0, without)
     advantage = torch.where(dead, 0.0, advantage).to(signal.dtype)
+    if not isinstance(q, Distribution):
+        points = draw.points if draw.inner is None else draw.inner
+        return bound + q.attach_score(torch.zeros_like(advantage), points, advantage).sum(0)
     weight = advantage.reshape(*advantage.shape, *(1,) * (q.logits.ndim - advantage.ndim))
     row = q.row
     return attach(bound, row.logits, (weight * row.score(draw.points)).sum(0))
@@ -129,7 +133,7 @@ def vargrad(
         Richter, Boustati, Nuesken, Ruiz, Akyildiz, NeurIPS 2020, arXiv:2010.10436.
     """
     draw, ratio = _values("vargrad", log_ratio_fn, dist, samples, generator, noise)
-    if torch.is_grad_enabled() and draw.dist.logits.requires_grad and not ratio.requires_grad:
+    if torch.is_grad_enabled() and draw.dist.requires_grad and not ratio.requires_grad:
         raise UnsupportedError(
             "the log-ratio has no graph, so the loss would have no gradient. log_ratio_fn must "
             "compute log q(z) from the logits: gradthrough.Categorical(logits).log_prob(z) - log_p."

@@ -139,7 +139,15 @@ def _needs(traits: Traits) -> str:
         words = "values, gradient of f"
     if traits.needs_relaxed_points:
         words += ", soft points"
-    return words if "categorical" in traits.families else f"{words}; Bernoulli"
+    return "; ".join((words, *_kinds(traits)))
+
+
+def _kinds(traits: Traits) -> list[str]:
+    """Return which laws an estimator serves, where that is not all that have classes."""
+    if "categorical" in traits.families:
+        return []
+    named = {"bernoulli": "Bernoulli", "continuous": "continuous", "count": "counts"}
+    return [", ".join(named[family] for family in named if family in traits.families)]
 
 
 def option_names(kind: type) -> list[str]:

@@ -13,8 +13,9 @@ from ._types import Objective
 from .estimators.base import AbstractEstimator, Draw, Estimate
 from .estimators.checks import check_count
 from .kernels.checks import check_content, check_uniforms
-from .laws.base import Distribution, check_noise
+from .laws.base import check_noise
 from .laws.convert import as_distribution
+from .laws.law import Law
 
 
 def expect(
@@ -36,7 +37,7 @@ def expect(
             depend on its own point alone: if rows of the batch act on one another (batch
             normalisation, negatives from the batch), they belong into one row's event, with
             event_dims. Some estimators ask for more points than N. f leaves its points unchanged.
-        dist: Distribution, logits (\*batch, C), or one of torch.distributions.
+        dist: Law, logits (\*batch, C), or one of torch.distributions: see `as_distribution`.
         estimator: any of ``ESTIMATORS``.
         samples: N, how many samples for each row, >= 1.
         generator: source of the noise.
@@ -79,7 +80,7 @@ def estimate(
 
     Args:
         f: takes points (N, \*batch, \*event[, C]), returns values (N, \*batch).
-        dist: Distribution, logits (\*batch, C), or one of torch.distributions.
+        dist: Law, logits (\*batch, C), or one of torch.distributions: see `as_distribution`.
         estimator: any of ``ESTIMATORS``.
         samples: N, how many samples for each row, >= 1.
         generator: source of the noise.
@@ -118,7 +119,7 @@ def check_estimator(estimator: object, samples: object) -> AbstractEstimator:
     return estimator
 
 
-def admit(dist: object, estimator: object, samples: object) -> Distribution:
+def admit(dist: object, estimator: object, samples: object) -> Law:
     """Return the distribution, if the estimator serves it with so many samples."""
     one = check_estimator(estimator, samples)
     q = as_distribution(dist)
@@ -126,15 +127,27 @@ def admit(dist: object, estimator: object, samples: object) -> Distribution:
         served = sorted(one.traits.families)
         raise UnsupportedError(
             f"{type(one).__name__} serves {', '.join(served)}, but the distribution is {q.family}."
-            f" Pass gradthrough.{served[0].capitalize()}(logits), or use an estimator of both, "
-            "such as gradthrough.RLOO()."
+            f" {_remedy(one, q.family)}, or use an estimator of every law, such as "
+            "gradthrough.RLOO()."
         )
     return q
 
 
+def _remedy(estimator: AbstractEstimator, family: str) -> str:
+    """Return what to do where an estimator does not serve a family of laws."""
+    if family == "continuous":
+        return "Take gradthrough.Pathwise()"
+    if family == "count":
+        return "Take gradthrough.MeasureValued()"
+    discrete = sorted(estimator.traits.families & {"bernoulli", "categorical"})
+    if discrete:
+        return f"Pass gradthrough.{discrete[0].capitalize()}(logits)"
+    return "Take one for classes, such as gradthrough.ReinMax()"
+
+
 def ask(
     estimator: AbstractEstimator,
-    rows: Distribution,
+    rows: Law,
     generator: torch.Generator | None,
     noise: Tensor | None,
 ) -> Draw:
@@ -142,7 +155,9 @@ def ask(
     if noise is None:
         u = estimator.noise(rows, generator=generator)
     else:
-        u = check_noise(noise, estimator.noise_shape(rows), rows.logits, generator)
+        u = check_noise(
+            noise, estimator.noise_shape(rows), rows.parameters[0], generator, rows.names[0]
+        )
         check_content(u, check_uniforms)
     return estimator.draw(rows, u)
 
@@ -171,7 +186,7 @@ def evaluate(f: object, draw: Draw, name: str) -> tuple[tuple[Draw], Tensor, Ten
             return (draw,), checked(untouched), None
         version = version_of(points)
         values = checked(points)
-        if draw.dist.logits.requires_grad:  # else the points are not looked at again
+        if draw.dist.requires_grad:  # else the points are not looked at again
             check_untouched(points, version)
         return (draw,), values, None
     graph = draw.gradients == "graph" and not in_transform()

@@ -22,7 +22,7 @@ from .distributions.base import check_hard
 from .estimators.base import AbstractEstimator
 from .estimators.pathwise import AbstractPathwise
 from .laws.bernoulli import Bernoulli as BernoulliLaw
-from .laws.convert import as_distribution
+from .laws.convert import as_discrete
 
 Program = TypeVar("Program", bound=Callable[..., Any])
 
@@ -100,7 +100,7 @@ class EstimatorReparam(Reparam):
         if isinstance(fn, ExpandedDistribution):
             narrow = cast(Any, fn)
             return self._replace(name, narrow.base_dist).expand(narrow.batch_shape)
-        law = as_distribution(_discrete(name, fn))
+        law = as_discrete(_discrete(name, fn))
         kind = Bernoulli if isinstance(law, BernoulliLaw) else OneHotCategorical
         validates = fn._validate_args
         return kind(logits=law.logits, estimator=self.estimator, validate_args=validates)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,7 +14,6 @@ from ._types import Objective
 from .estimators.base import AbstractEstimator, Draw, Estimate
 from .estimators.pathwise import AbstractPathwise
 from .expect import admit, ask, check_estimator, check_untouched, check_values, estimate, version_of
-from .laws.base import Distribution
 from .laws.convert import as_distribution
 
 
@@ -60,7 +60,7 @@ class Rollout:
         self._generator = generator
         self._draws: list[Draw] = []
         self._versions: list[int] = []
-        self.on_draw: Callable[[Distribution], None] = lambda dist: None
+        self.on_draw: Callable[[Any], None] = lambda dist: None
         self.on_values: Callable[[Tensor], None] = lambda values: None
         self.on_estimate: Callable[[Estimate], None] = lambda estimate: None
 
@@ -171,7 +171,7 @@ class Bound:
         if not isinstance(self.estimator, AbstractPathwise):
             raise UnsupportedError(
                 f"{type(self.estimator).__name__} has no sample that carries a gradient: it needs "
-                "the values of f. Use expect(f, dist) or expect.rollout()."
+                "the values of f, or another law. Use expect(f, dist) or expect.rollout()."
             )
         q = as_distribution(logits)
         return ask(self.estimator, q, self.generator, None).points

@@ -80,10 +80,12 @@ def check_pathwise(estimator: object) -> AbstractPathwise:
     if isinstance(estimator, AbstractPathwise):
         return estimator
     if isinstance(estimator, AbstractEstimator):
+        pathwise, served = estimator.traits.pathwise, ", ".join(sorted(estimator.traits.families))
+        why = f"the laws that it serves are {served}" if pathwise else "it needs the values of f"
         raise UnsupportedError(
-            f"{type(estimator).__name__} has no sample that carries a gradient: it needs the "
-            "values of f. Use gradthrough.expect(f, dist, estimator), or take a pathwise "
-            "estimator, such as gradthrough.ReinMax()."
+            f"{type(estimator).__name__} has no sample that carries a gradient here: {why}. "
+            "Use gradthrough.expect(f, dist, estimator), or take a pathwise estimator of classes, "
+            "such as gradthrough.ReinMax()."
         )
     hint = ""
     if isinstance(estimator, type) and issubclass(estimator, AbstractEstimator):

@@ -43,7 +43,11 @@ PROPERTIES: dict[str, Callable[[Kind], bool]] = {
     "are exact for affine f": lambda k: k.traits.exact_for == "affine",
     "are biased for every kind of f": lambda k: k.traits.exact_for == "none",
     "sample another law": lambda k: not _exact_law(k),
-    "serve Bernoulli variables alone": lambda k: "categorical" not in k.traits.families,
+    "serve Bernoulli variables and no categorical ones": lambda k: (
+        "bernoulli" in k.traits.families and "categorical" not in k.traits.families
+    ),
+    "serve continuous laws": lambda k: "continuous" in k.traits.families,
+    "serve counts": lambda k: "count" in k.traits.families,
     "serve a rollout": lambda k: k.traits.many_draws,
     "take two samples or more": lambda k: k.traits.min_samples > 1,
     "can be differentiated twice": lambda k: k.traits.pathwise or k.traits.noise == "none",
@@ -97,7 +101,7 @@ def _count(key: str, variables: int, classes: int) -> str:
     samples = one.traits.min_samples
     if "categorical" in one.traits.families:
         q: gt.Distribution = gt.Categorical(torch.zeros(1, variables, classes), event_dims=1)
-    elif classes == 2:
+    elif classes == 2 and "bernoulli" in one.traits.families:
         q = gt.Bernoulli(torch.zeros(1, variables), event_dims=1)
     else:
         return "-"

@@ -12,7 +12,7 @@ from .._errors import ConfigError
 from .._types import Objective
 from ..estimators import RLOO, Reinforce
 from ..laws.base import Distribution
-from ..laws.convert import as_distribution
+from ..laws.convert import as_discrete
 from ..rollout import Bound, Rollout
 from .support import width
 
@@ -32,7 +32,7 @@ class Listener(Bound):
 
     def __call__(self, f: Objective, dist: object) -> Tensor:
         """Return f at a plain sample, and note the law and f."""
-        q = as_distribution(dist)
+        q = as_discrete(dist)
         self.laws.append(q)
         self.functions.append(f)
         before = self._outer
@@ -47,7 +47,7 @@ class Listener(Bound):
 
     def sample(self, logits: Tensor) -> Tensor:
         """Return a plain sample, and note the law."""
-        q = as_distribution(logits)
+        q = as_discrete(logits)
         self.laws.append(q)
         self.sampled = True
         return q.with_logits(q.logits.detach()).sample(generator=self.generator)
@@ -81,7 +81,7 @@ class Scored(Bound):
 
     def sample(self, logits: Tensor) -> Tensor:
         """Return a plain sample, and keep its log-probability."""
-        q = as_distribution(logits)
+        q = as_discrete(logits)
         z = q.with_logits(q.logits.detach()).sample(generator=self.generator)
         self.log_probs.append(q.log_prob(z))
         return z

@@ -16,7 +16,7 @@ from .._types import Objective
 from ..estimators import RLOO, AbstractEstimator, LocalExpectation, Reinforce
 from ..expect import admit, expect
 from ..laws.base import Distribution
-from ..laws.convert import as_distribution
+from ..laws.convert import as_discrete
 from .support import enumerable, exact_gradient
 
 Draws = Callable[[int, torch.Generator], Tensor]
@@ -176,7 +176,7 @@ class FunctionProblem(AbstractProblem):
                 f"f must be callable, but a {type(f).__name__} came. Pass a function of points (N, "
                 "*batch, *event[, C]) that returns values (N, *batch)."
             )
-        q = as_distribution(dist)
+        q = as_discrete(dist)
         self.f, self.dist = f, q.with_logits(q.logits.detach())
         logits = self.dist.logits
         self.dimensions, self.dtype, self.device = logits.numel(), logits.dtype, logits.device

@@ -15,7 +15,7 @@ from ..estimators import Enumerate
 from ..expect import check_values
 from ..kernels.softmax import one_hot
 from ..laws.base import Distribution
-from ..laws.convert import as_distribution
+from ..laws.convert import as_discrete
 from ..rollout import Bound
 
 LIMIT = 10**7  # points of one row times rows
@@ -78,7 +78,7 @@ class Exact(Bound):
 
     def __call__(self, f: Objective, dist: object) -> Tensor:
         """Return E f, (*batch,)."""
-        q = as_distribution(dist)
+        q = as_discrete(dist)
         if self._within:
             return _total(f, q).to(q.logits.dtype)
         self.points += q.support_size

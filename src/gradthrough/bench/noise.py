@@ -18,7 +18,7 @@ from .._types import Objective
 from ..estimators import AbstractEstimator
 from ..expect import expect
 from ..laws.base import Distribution
-from ..laws.convert import as_distribution
+from ..laws.convert import as_discrete
 from ..rollout import Bound, Rollout
 from .task import AbstractTask
 
@@ -53,7 +53,7 @@ class _Noting(_OnlyExpect):
 
     def __call__(self, f: Objective, dist: object) -> Tensor:
         """Return what `Bound` does."""
-        q = as_distribution(dist)
+        q = as_discrete(dist)
         # Of the law only the shape counts, and the graph of the logits must not be kept.
         self.rows.append(q.with_logits(torch.zeros_like(q.logits)).expand(self.samples))
         return super().__call__(f, dist)

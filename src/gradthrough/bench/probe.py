@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..estimators import AbstractEstimator, Enumerate
 from ..expect import expect
-from ..laws.convert import as_distribution
+from ..laws.convert import as_discrete
 from ..rollout import Bound
 from .task import AbstractTask
 
@@ -20,7 +20,7 @@ class _LogitProbe(Bound):
     grad: Tensor | None = None
 
     def __call__(self, f: Callable[[Tensor], Tensor], dist: object) -> Tensor:
-        q = as_distribution(dist)
+        q = as_discrete(dist)
         leaf = q.logits.detach().requires_grad_()
         value = expect(
             f, q.with_logits(leaf), self.estimator, samples=self.samples, generator=self.generator

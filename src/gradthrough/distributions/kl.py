@@ -6,7 +6,7 @@ from torch import Tensor
 
 from .._errors import ShapeError
 from ..laws.base import Distribution as Law
-from ..laws.convert import as_distribution
+from ..laws.convert import as_discrete
 from .bernoulli import Bernoulli
 from .log_probs import class_log_probs
 from .one_hot import OneHotCategorical
@@ -18,7 +18,7 @@ def _divergence(p: td.Distribution, q: td.Distribution) -> Tensor:
     A class that p masks adds nothing. Where q masks one that p does not, the divergence is +inf,
     with gradient zero.
     """
-    a, b = as_distribution(p), as_distribution(q)
+    a, b = as_discrete(p), as_discrete(q)
     _check_shapes(a, b)
     log_p, log_q = class_log_probs(a), class_log_probs(b)
     never, missing = log_p.isneginf(), log_q.isneginf()

@@ -29,6 +29,7 @@ from .gumbel_softmax import straight_through_gumbel_softmax as straight_through_
 from .leave_one_out import RLOO as RLOO
 from .leave_one_out import VarGrad as VarGrad
 from .local_expectation import LocalExpectation as LocalExpectation
+from .measure_valued import MeasureValued as MeasureValued
 from .muprop import MuProp as MuProp
 from .redge import ReDGE as ReDGE
 from .redge import ReinDGE as ReinDGE
@@ -42,6 +43,7 @@ from .reinmax_rao import ReinMaxRao as ReinMaxRao
 from .reinmax_rao import reinmax_rao as reinmax_rao
 from .relaxed import Rebar as Rebar
 from .relaxed import Relax as Relax
+from .reparameterization import Pathwise as Pathwise
 from .rodeo import Rodeo as Rodeo
 from .score_function import Reinforce as Reinforce
 from .straight_through import StraightThrough as StraightThrough
@@ -79,6 +81,8 @@ ESTIMATORS: dict[str, type[AbstractEstimator]] = {
     "sum_and_sample": SumAndSample,
     "unordered_set": UnorderedSet,
     "leg": LocalExpectation,
+    "pathwise": Pathwise,
+    "measure_valued": MeasureValued,
 }
 
 

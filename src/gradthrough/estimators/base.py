@@ -6,19 +6,22 @@ import abc
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, NamedTuple, Self
+from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 
 from .._attach import attach
 from .._errors import ShapeError, UnsupportedError
-from .._random import noise_shape, uniforms
+from .._random import uniforms
 from .._types import Gradients, NoiseKind, compute_dtype
-from ..kernels.dispatch import draw
 from ..laws.base import Distribution
 
 Exactness = Literal["none", "affine", "quadratic", "all"]
+
+Served = Any
+"""A `Law` of a family that the estimator serves: its traits say which, and its methods may say it
+of their arguments. Most serve none but a `Distribution`."""
 
 
 @dataclass(frozen=True)
@@ -44,9 +47,10 @@ class Draw(NamedTuple):
     """Where f is wanted."""
 
     points: Tensor  # (M, *batch, *event[, C])
-    dist: Distribution  # expanded over dim 0; its logits receive the gradient
+    dist: Served  # expanded over dim 0; its logits, or parameters, receive the gradient
     aux: tuple[Tensor, ...] = ()
     gradients: Gradients = "none"  # whether the gradient of f at the points is wanted
+    inner: Tensor | None = None  # the points before rounding, where the law tells them apart
 
 
 class Estimate(NamedTuple):
@@ -65,19 +69,19 @@ class AbstractEstimator(abc.ABC):
 
     traits: ClassVar[Traits]
 
-    def noise_shape(self, dist: Distribution) -> tuple[int, ...]:
+    def noise_shape(self, dist: Served) -> tuple[int, ...]:
         """Return the shape of the noise for an expanded distribution."""
-        return noise_shape(self.traits.noise, dist.variables, dist.classes)
+        return dist.noise_shape(self.traits.noise)
 
-    def noise(self, dist: Distribution, *, generator: torch.Generator | None = None) -> Tensor:
+    def noise(self, dist: Served, *, generator: torch.Generator | None = None) -> Tensor:
         r"""Draw the noise for a distribution expanded to (samples, \*batch, ...)."""
-        shape, device = self.noise_shape(dist), dist.logits.device
+        shape, device = self.noise_shape(dist), dist.device
         if self.traits.noise == "none":  # not even an empty draw: vmap refuses those
             return torch.zeros(shape, dtype=torch.float64, device=device)
         return uniforms(shape, device, generator)
 
     @abc.abstractmethod
-    def draw(self, dist: Distribution, noise: Tensor) -> Draw:
+    def draw(self, dist: Served, noise: Tensor) -> Draw:
         r"""Ask: turn noise into points, for a distribution expanded to (samples, \*batch, ...)."""
 
     @abc.abstractmethod
@@ -90,11 +94,11 @@ class AbstractEstimator(abc.ABC):
         where no graph is recorded: then only the value of the estimate counts.
         """
 
-    def evaluations(self, dist: Distribution, samples: int) -> int:
+    def evaluations(self, dist: Served, samples: int) -> int:
         """Return how often f is evaluated for a distribution that is not expanded."""
         return samples
 
-    def learned(self, dist: Distribution) -> tuple[Self, nn.Module]:
+    def learned(self, dist: Served) -> tuple[Self, nn.Module]:
         """Return a copy whose learnable options are parameters, and the module that owns them.
 
         Numbers start from what the options are, modules that were given are taken as they are,
@@ -111,9 +115,9 @@ class AbstractEstimator(abc.ABC):
             raise UnsupportedError(f"{type(self).__name__} has nothing to learn: use it as it is.")
         return self._with_scalars(dist, self.traits.scalars)
 
-    def _with_scalars(self, dist: Distribution, names: Sequence[str]) -> tuple[Self, nn.Module]:
+    def _with_scalars(self, dist: Served, names: Sequence[str]) -> tuple[Self, nn.Module]:
         owner = nn.ParameterDict(
-            {n: torch.tensor(float(getattr(self, n)), device=dist.logits.device) for n in names}
+            {n: torch.tensor(float(getattr(self, n)), device=dist.device) for n in names}
         )
         return dataclasses.replace(self, **dict(owner.named_parameters())), owner  # pyright: ignore[reportArgumentType, reportUnknownVariableType]
 
@@ -121,13 +125,11 @@ class AbstractEstimator(abc.ABC):
 class AbstractScore(AbstractEstimator):
     """The gradient is made from values of f and the score; f may be any program."""
 
-    def draw(self, dist: Distribution, noise: Tensor) -> Draw:
+    def draw(self, dist: Served, noise: Tensor) -> Draw:
         """Draw samples without a graph."""
-        logits = dist.class_logits()
-        if dist.expanded:  # equal rows have one softmax and one cdf
-            logits = dist.row.class_logits().unsqueeze(0)
-        z, _ = draw(logits, noise, given=False)  # checked where it came in
-        return Draw(dist.from_classes(z), dist)
+        dist.check_score()
+        points, inner = dist.draw(noise)
+        return Draw(points, dist, inner=inner)
 
 
 def send_score(draws: Sequence[Draw], values: Tensor, signal: Tensor) -> Tensor:
@@ -139,15 +141,14 @@ def send_score(draws: Sequence[Draw], values: Tensor, signal: Tensor) -> Tensor:
                 f"have shape {tuple(values.shape)}. Every latent needs one row for each value: "
                 "set its event_dims, and expand the data with rollout.expand."
             )
-    if len(draws) == 1 and draws[0].dist.expanded:
+    if len(draws) == 1 and isinstance(draws[0].dist, Distribution) and draws[0].dist.expanded:
         row = draws[0].dist.row
         score = row.score(draws[0].points)
         gradient = (spread(signal, score.ndim - signal.ndim) * score).mean(0)
         return attach(values.mean(0), row.logits, gradient)
     for one in draws:
-        score = one.dist.score(one.points)
-        weight = spread(signal, score.ndim - signal.ndim)
-        values = attach(values, one.dist.logits, weight * score)
+        points = one.points if one.inner is None else one.inner
+        values = one.dist.attach_score(values, points, signal)
     return values.mean(0)
 
 
@@ -184,4 +185,5 @@ def learning_signal(values: Tensor) -> Tensor:
 
 CATEGORICAL = frozenset({"categorical"})
 DISCRETE = frozenset({"categorical", "bernoulli"})
+ANY = frozenset({"categorical", "bernoulli", "continuous", "count"})
 BERNOULLI = frozenset({"bernoulli"})

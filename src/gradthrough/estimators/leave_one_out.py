@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from .base import DISCRETE, AbstractScore, Draw, Estimate, Traits, learning_signal, send_score
+from .base import ANY, AbstractScore, Draw, Estimate, Traits, learning_signal, send_score
 
 
 class _AbstractLeaveOneOut(AbstractScore):
@@ -47,7 +47,7 @@ class RLOO(_AbstractLeaveOneOut):
 
     traits: ClassVar[Traits] = Traits(
         unbiased=True,
-        families=DISCRETE,
+        families=ANY,
         reference="Kool et al., ICLR workshop 2019",
         exact_for="all",
         min_samples=2,
@@ -80,7 +80,7 @@ class VarGrad(_AbstractLeaveOneOut):
 
     traits: ClassVar[Traits] = Traits(
         unbiased=True,
-        families=DISCRETE,
+        families=ANY,
         reference="Richter et al., NeurIPS 2020, arXiv:2010.10436",
         exact_for="all",
         min_samples=2,

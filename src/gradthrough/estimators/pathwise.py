@@ -51,15 +51,20 @@ class AbstractPathwise(AbstractEstimator):
         self, draws: Sequence[Draw], values: Tensor, point_gradients: Tensor | None = None
     ) -> Estimate:
         """Average; the graph of the values is the estimator."""
-        if not _may_depend(values, [d.points for d in draws]):
-            raise UnsupportedError(
-                f"{type(self).__name__} differentiates f at the sample, but the values of f do "
-                "not depend differentiably on it (an argmax, an index, a detach or a comparison "
-                "in f? a latent that the loss does not use?). Make f differentiable in the one-hot "
-                "point, use an estimator that needs values only, gradthrough.RLOO(), or draw an "
-                "unused latent outside of the rollout, with dist.sample()."
-            )
-        return Estimate(values.mean(0))
+        return average(type(self).__name__, draws, values)
+
+
+def average(name: str, draws: Sequence[Draw], values: Tensor) -> Estimate:
+    """Return the mean of values whose graph is the estimator, if it leads to every sample."""
+    if not _may_depend(values, [d.points for d in draws]):
+        raise UnsupportedError(
+            f"{name} differentiates f at the sample, but the values of f do not depend "
+            "differentiably on it (an argmax, an index, a detach or a comparison in f? a latent "
+            "that the loss does not use?). Make f differentiable in the point, use an estimator "
+            "that needs values only, gradthrough.RLOO(), or draw an unused latent outside of the "
+            "rollout, with dist.sample()."
+        )
+    return Estimate(values.mean(0))
 
 
 def _may_depend(values: Tensor, points: Sequence[Tensor]) -> bool:

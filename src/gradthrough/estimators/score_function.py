@@ -3,21 +3,22 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
 
 from .._errors import BackendError, ConfigError, DomainError, ShapeError, UnsupportedError
-from .._random import antithetic, noise_shape
+from .._random import antithetic
 from .._types import compute_dtype
 from ..controls import Critic, MovingAverage
 from ..laws.base import Distribution
 from ..laws.convert import as_distribution
-from .base import DISCRETE, AbstractScore, Draw, Estimate, Traits, learning_signal, send_score
+from ..laws.law import Law
+from .base import ANY, AbstractScore, Draw, Estimate, Traits, learning_signal, send_score
 from .checks import check_switch
 
-Baseline = float | Tensor | Callable[[Distribution], Tensor]
+Baseline = float | Tensor | Callable[[Any], Tensor]
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,12 +60,12 @@ class Reinforce(AbstractScore):
 
     baseline: Baseline | Literal["self_critical"] | None = None
     variance: Baseline | None = None
-    proposal: Distribution | Tensor | None = None
+    proposal: object = None
     antithetic: bool = False
 
     traits: ClassVar[Traits] = Traits(
         unbiased=True,
-        families=DISCRETE,
+        families=ANY,
         reference="Williams, Machine Learning, 1992",
         exact_for="all",
         many_draws=True,
@@ -82,11 +83,11 @@ class Reinforce(AbstractScore):
     def _self_critical(self) -> bool:
         return isinstance(self.baseline, str) and self.baseline == "self_critical"
 
-    def evaluations(self, dist: Distribution, samples: int) -> int:
+    def evaluations(self, dist: Law, samples: int) -> int:
         """Return how often f is evaluated: once more for a self-critical baseline."""
         return samples + self._self_critical
 
-    def learned(self, dist: Distribution) -> tuple[Self, nn.Module]:
+    def learned(self, dist: Law) -> tuple[Self, nn.Module]:
         """Return a copy whose baseline learns, and the module that it is.
 
         A module stays; a number becomes a running mean that starts there; where there is no
@@ -99,20 +100,25 @@ class Reinforce(AbstractScore):
         if isinstance(c, nn.Module):
             return self, c
         if isinstance(c, int | float):
-            mean = MovingAverage(c).to(dist.logits.device)
+            mean = MovingAverage(c).to(dist.device)
             return replace(self, baseline=mean), mean
         if c is not None:
             raise UnsupportedError(
                 f"Reinforce has nothing to learn: its baseline is {c!r}. Leave it out, or give a "
                 "number or a module of gradthrough.controls."
             )
+        if not isinstance(dist, Distribution):
+            raise UnsupportedError(
+                f"Reinforce makes a critic of logits, but a {type(dist).__name__} has none. Give a "
+                "number, for a running mean, or a module that takes the law as its baseline."
+            )
         lead = len(dist.batch_shape)
         critic = Critic(math.prod(dist.logits.shape[lead:])).to(dist.logits.device)
         return replace(self, baseline=critic), critic
 
-    def noise_shape(self, dist: Distribution) -> tuple[int, ...]:
+    def noise_shape(self, dist: Law) -> tuple[int, ...]:
         r"""Return (samples, \*batch, \*event), half the samples when antithetic."""
-        samples, *rest = dist.variables
+        samples, *rest = super().noise_shape(dist)
         if not self.antithetic:
             return (samples, *rest)
         if samples % 2:
@@ -120,40 +126,50 @@ class Reinforce(AbstractScore):
                 f"antithetic draws come in pairs, but samples={samples} is odd. Ask for "
                 f"samples={samples + 1}."
             )
-        return noise_shape(self.traits.noise, (samples // 2, *rest), dist.classes)
+        return (samples // 2, *rest)
 
-    def draw(self, dist: Distribution, noise: Tensor) -> Draw:
+    def draw(self, dist: Law, noise: Tensor) -> Draw:
         """Draw samples, from the proposal where there is one, and the mode where f is a critic."""
+        if self._self_critical and not isinstance(dist, Distribution):
+            raise UnsupportedError(
+                f"a self-critical baseline is f at the most probable class, but a "
+                f"{type(dist).__name__} has no classes. Use gradthrough.RLOO()."
+            )
         one = self._draw(dist, noise)
-        if not self._self_critical:
+        if not isinstance(dist, Distribution) or not self._self_critical:
             return one
         return one._replace(points=torch.cat((one.points, dist.row.mode().unsqueeze(0))))
 
-    def _draw(self, dist: Distribution, noise: Tensor) -> Draw:
+    def _draw(self, dist: Law, noise: Tensor) -> Draw:
         if self.antithetic:
             noise = torch.cat((noise, antithetic(noise)))
         if self.proposal is None:
             return super().draw(dist, noise)
-        given = self.proposal
-        # Bare logits are of the target's own family.
-        bare = isinstance(given, Tensor) and given.ndim == dist.logits.ndim - 1
-        source = dist.with_logits(given) if bare else as_distribution(given)  # pyright: ignore[reportArgumentType]
-        rest = tuple(dist.logits.shape[1:])
-        if source.family != dist.family or tuple(source.logits.shape) != rest:
-            raise ShapeError(
-                f"the proposal must be {dist.family} with logits of shape {rest}, but is "
-                f"{source.family} with {tuple(source.logits.shape)}."
-            )
-        if source.logits.device != dist.logits.device:
-            raise BackendError(
-                f"the proposal lives on {source.logits.device}, but the logits on "
-                f"{dist.logits.device}. Move it to their device."
-            )
-        source = dist.with_logits(source.logits.detach()).expand(dist.logits.shape[0])
-        points = super().draw(source, noise).points
-        target = dist.with_logits(dist.logits.detach())  # no_grad would let forward mode through
+        source = self._source(dist).detached().expand(dist.variables[0])
+        one = super().draw(source, noise)
+        points = one.points if one.inner is None else one.inner
+        target = dist.detached()  # no_grad would let forward mode through
         log_weight = target.precise_log_prob(points) - source.precise_log_prob(points)
-        return Draw(points, dist, (log_weight.exp(),))
+        return one._replace(dist=dist, aux=(log_weight.exp(),))
+
+    def _source(self, dist: Law) -> Law:
+        """Return the proposal for a row, as a law of the target's kind."""
+        given, row = self.proposal, dist.row
+        # Bare logits are of the target's own family.
+        bare = isinstance(given, Tensor) and given.ndim == row.parameters[0].ndim
+        source = row.with_parameters(given) if bare else as_distribution(given)  # pyright: ignore[reportArgumentType]
+        wants, has = ([tuple(x.shape) for x in law.parameters] for law in (row, source))
+        if type(source) is not type(row) or has != wants:
+            raise ShapeError(
+                f"the proposal must be {_named(row)}, but is {_named(source)}: it must be of the "
+                "target's kind and have its shape."
+            )
+        if source.device != row.device:
+            raise BackendError(
+                f"the proposal lives on {source.device}, but the {row.names[0]} on {row.device}. "
+                "Move it to their device."
+            )
+        return row.with_parameters(*source.parameters)
 
     def combine(
         self, draws: Sequence[Draw], values: Tensor, point_gradients: Tensor | None = None
@@ -164,7 +180,7 @@ class Reinforce(AbstractScore):
                 f"a proposal belongs to one latent, but this program has {len(draws)}. Give the "
                 "latents an Estimate each by nesting expect, or leave the proposal out."
             )
-        n = draws[0].dist.logits.shape[0]
+        n = draws[0].dist.variables[0]
         draws = [one._replace(points=one.points[:n]) for one in draws]
         values, critical = values[:n], values[n:]
         signal = learning_signal(values)
@@ -190,14 +206,14 @@ class Reinforce(AbstractScore):
             values = torch.where(possible, values, 0.0) * weight.to(values.dtype)
         return Estimate(send_score(draws, values, signal), tuning)
 
-    def _number(self, name: str, dist: Distribution, values: Tensor) -> Tensor | None:
+    def _number(self, name: str, dist: Law, values: Tensor) -> Tensor | None:
         r"""Return the baseline or the variance, (N, \*batch), with its own graph."""
         c = getattr(self, name)
         if c is None:
             return None
         if callable(c):
             # Without the graph of the logits: the tuning loss trains the baseline alone.
-            c = c(dist.with_logits(dist.logits.detach()))
+            c = c(dist.detached())
         dtype = compute_dtype(values.dtype)
         if isinstance(c, int | float) and not isinstance(c, bool):
             if not math.isfinite(c):
@@ -221,3 +237,8 @@ class Reinforce(AbstractScore):
                 f"the {name} has shape {tuple(c.shape)}, which does not broadcast to the values "
                 f"{tuple(values.shape)} = (N, *batch)."
             ) from None
+
+
+def _named(law: Law) -> str:
+    names = " and ".join(law.names)
+    return f"{law.family} with {names} of shape {tuple(law.parameters[0].shape)}"

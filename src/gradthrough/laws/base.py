@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import abc
 import math
-from typing import ClassVar, Self
+from typing import Self
 
 import torch
 from torch import Tensor
 
+from .._attach import attach
 from .._errors import BackendError, ConfigError, DomainError, ShapeError, UnsupportedError
-from .._random import uniforms
-from .._types import FLOATS, compute_dtype
+from .._random import noise_shape, uniforms
+from .._types import FLOATS, NoiseKind, compute_dtype
 from ..kernels.checks import check_content, check_rows
 from ..kernels.dispatch import draw, interval_ends, probabilities
+from .law import Law
 
 
 def check_parameter(name: str, x: object, event_dims: object) -> Tensor:
@@ -33,7 +35,7 @@ def check_parameter(name: str, x: object, event_dims: object) -> Tensor:
     return x
 
 
-class Distribution(abc.ABC):
+class Distribution(Law):
     """A law over points, with one row for each entry of the batch.
 
     Attributes:
@@ -41,30 +43,12 @@ class Distribution(abc.ABC):
         event_dims: how many dims in front of the class dim are variables that f sees jointly.
     """
 
-    family: ClassVar[str]
     logits: Tensor
-    event_dims: int
-    _row: Distribution | None = None
-
-    @property
-    @abc.abstractmethod
-    def variables(self) -> tuple[int, ...]:
-        r"""Shape of the variables, (\*batch, \*event)."""
 
     @property
     @abc.abstractmethod
     def classes(self) -> int:
         """How many values one variable can take."""
-
-    @property
-    def batch_shape(self) -> tuple[int, ...]:
-        """Shape of the rows."""
-        return self.variables[: len(self.variables) - self.event_dims]
-
-    @property
-    def event_shape(self) -> tuple[int, ...]:
-        """Shape of the variables of one row."""
-        return self.variables[len(self.variables) - self.event_dims :]
 
     @property
     def support_size(self) -> int:
@@ -95,21 +79,30 @@ class Distribution(abc.ABC):
     def class_gradient(self, gradient: Tensor) -> Tensor:
         """Turn a gradient in points of this family into one in points of the categorical form."""
 
-    def expand(self, n: int) -> Self:
-        """Return the law with a new dim of n equal rows in front; the logits are not copied."""
-        out = self.with_logits(self.logits.unsqueeze(0).expand(n, *self.logits.shape))
-        out._row = self
-        return out
-
     @property
-    def expanded(self) -> bool:
-        """Whether the first dim is known to hold equal rows: see `expand`."""
-        return self._row is not None
+    def parameters(self) -> tuple[Tensor]:
+        """The logits."""
+        return (self.logits,)
 
-    @property
-    def row(self) -> Self:
-        """The law that was expanded: all entries of the first dim are equal to it."""
-        return self.with_logits(self.logits[0]) if self._row is None else self._row  # pyright: ignore[reportReturnType]
+    def with_parameters(self, *parameters: Tensor) -> Self:
+        """Return the same law with other logits."""
+        return self.with_logits(*parameters)
+
+    def noise_shape(self, kind: NoiseKind) -> tuple[int, ...]:
+        """Return the shape of the uniforms for an estimator whose noise is of a kind."""
+        return noise_shape(kind, self.variables, self.classes)
+
+    def draw(self, noise: Tensor) -> tuple[Tensor, None]:
+        """Return points without a graph; they are exact."""
+        # Equal rows have one softmax and one cdf.
+        logits = self.row.class_logits().unsqueeze(0) if self.expanded else self.class_logits()
+        return self.from_classes(draw(logits, noise, given=False)[0]), None  # checked at the door
+
+    def attach_score(self, values: Tensor, points: Tensor, signal: Tensor) -> Tensor:
+        """Return the values, with ``signal * score`` as their gradient in the logits."""
+        score = self.score(points)
+        weight = signal.reshape(signal.shape + (1,) * (score.ndim - signal.ndim))
+        return attach(values, self.logits, weight * score)
 
     def _log_probs(self) -> Tensor:
         logits = self.class_logits()
@@ -117,10 +110,6 @@ class Distribution(abc.ABC):
         x = logits.to(compute_dtype(logits.dtype))
         x = x - x.detach().amax(-1, keepdim=True)  # first: a common constant would eat the bits
         return x - x.logsumexp(-1, keepdim=True)
-
-    def _sum_event(self, x: Tensor) -> Tensor:
-        dims = tuple(range(x.ndim - self.event_dims, x.ndim))
-        return x.sum(dims) if dims else x
 
     def log_prob(self, z: Tensor) -> Tensor:
         r"""Return the log-probability of points.
@@ -263,6 +252,7 @@ def check_noise(
     shape: tuple[int, ...],
     logits: Tensor,
     generator: torch.Generator | None = None,
+    name: str = "logits",
 ) -> Tensor:
     """Refuse noise of the wrong type, shape, dtype or device."""
     if generator is not None:
@@ -275,12 +265,12 @@ def check_noise(
         )
     if tuple(noise.shape) != shape:
         raise ShapeError(
-            f"noise must have shape {shape} for logits of shape {tuple(logits.shape)}, but has "
+            f"noise must have shape {shape} for {name} of shape {tuple(logits.shape)}, but has "
             f"{tuple(noise.shape)}."
         )
     if noise.device != logits.device:
         raise BackendError(
-            f"noise lives on {noise.device}, but the logits on {logits.device}. "
-            "Move it: noise.to(logits.device)."
+            f"noise lives on {noise.device}, but the {name} on {logits.device}. "
+            f"Move it: noise.to({name}.device)."
         )
     return noise

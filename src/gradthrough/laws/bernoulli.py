@@ -10,6 +10,7 @@ from .._types import compute_dtype
 from ..kernels.checks import check_content
 from .base import Distribution, check_parameter
 from .categorical import check_probs
+from .law import Move
 
 
 class Bernoulli(Distribution):
@@ -37,6 +38,7 @@ class Bernoulli(Distribution):
     """
 
     family: ClassVar[str] = "bernoulli"
+    moved: ClassVar[tuple[int, ...]] = (0,)
 
     def __init__(
         self,
@@ -99,6 +101,13 @@ class Bernoulli(Distribution):
         """Return b - sigmoid(logits)."""
         x = self.logits.detach().to(compute_dtype(self.logits.dtype))
         return z.detach().to(x.dtype) - x.sigmoid()
+
+    def moves(self, noise: Tensor) -> tuple[Tensor, list[Move]]:
+        """Return b, and 1 - b: d E f / d logit is p (1 - p) (f(1) - f(0))."""
+        b, _ = self.draw(noise)
+        x = self.logits.detach().to(compute_dtype(self.logits.dtype))
+        weight = (1.0 - 2.0 * b.to(x.dtype)) * x.sigmoid() * (-x).sigmoid()
+        return b, [Move(weight, 1.0 - b)]
 
 
 def _logit(probs: Tensor) -> Tensor:

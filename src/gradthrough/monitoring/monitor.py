@@ -13,7 +13,7 @@ from .._errors import DomainError
 from ..estimators.base import AbstractEstimator
 from ..estimators.checks import check_positive
 from ..laws.base import Distribution
-from ..laws.convert import as_distribution
+from ..laws.convert import as_discrete
 from .illnesses import Finding, MonitorWarning, Symptom, Thresholds, judge, nonfinite
 from .posterior import posterior_of
 from .sample_checks import check_points, logits_of, of_jacobian, of_loss, of_slope, of_value
@@ -105,7 +105,7 @@ class Monitor:
         self.every, self.tau = every, tau
         self.history: list[dict[str, float]] = []
         self.warnings: list[Finding] = []
-        self._prior = None if prior is None else as_distribution(prior)
+        self._prior = None if prior is None else as_discrete(prior)
         self._thresholds = thresholds or Thresholds()
         self._module = parameters if isinstance(parameters, nn.Module) else None
         self.parameters = watched(parameters)
@@ -159,7 +159,7 @@ class Monitor:
         if count % self.every == 0:
             look = self._look if training else self._evaluate
             with torch.no_grad():
-                found = look(as_distribution(q), loss, z)
+                found = look(as_discrete(q), loss, z)
             self._statistics.gradients.release()
             self._tell(found, self._steps - training)
 
@@ -190,7 +190,7 @@ class Monitor:
             ShapeError: z does not end in the shape of the logits.
             UnsupportedError: z is not floating point, or q no discrete distribution.
         """
-        law, recording = as_distribution(q), torch.is_grad_enabled()
+        law, recording = as_discrete(q), torch.is_grad_enabled()
         found = list(of_value(check_points(z, law), law, training=recording))
         if recording and z.numel():
             logits = logits_of(q, law)
