@@ -382,11 +382,15 @@ def test_a_checkpoint_between_the_optimizer_s_step_and_ours_loses_none(lightning
         assert again.seen == [halve(step), halve(step + 1)]
 
 
-def test_compiled_code_is_left_alone_while_the_temperature_stays(loop, monkeypatch):
-    swap = gt.swap("reinmax", tau=9.0)
-    sets = []
-    module = sys.modules["gradthrough.swapping.swap"]
-    monkeypatch.setattr(module, "changed", lambda: sets.append(1))
+def test_the_estimator_stays_while_the_temperature_does(loop, monkeypatch):
+    swap, sets = gt.swap("reinmax", tau=9.0), []
+    setter = gt.Swap.estimator.fset
+
+    def noted(self, value):
+        sets.append(value)
+        setter(self, value)
+
+    monkeypatch.setattr(gt.Swap, "estimator", gt.Swap.estimator.setter(noted))
     with swap:
         loop.run([loop.module.TemperatureCallback(stairs, swap)], Net(), 6)
     assert len(sets) == 2
