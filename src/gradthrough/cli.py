@@ -45,11 +45,12 @@ def _commands(words: list[str]) -> tuple[int, dict[str, Callable[..., None]]]:
         named = {word: audit_named(word) for word in own}
         return 1, {name: _audit_command(kind) for name, kind in _tasks().items()} | named
     if words[:1] == ["bench"]:
+        from .cli_figure import bench_figure
         from .cli_rerun import bench_rerun
         from .cli_sweep import bench_sweep
 
         known = {"run": _bench_run, "sweep": bench_sweep, "report": bench_report}
-        return 1, known | {"rerun": bench_rerun}
+        return 1, known | {"rerun": bench_rerun, "figure": bench_figure}
     return 0, {"list": list_estimators, "audit": _audit, "bench": _bench, "demo": run_demo}
 
 

@@ -49,6 +49,41 @@ PICTURES = (
         "Mean gradients of one bit, by its probability: [How it works](how-it-works.md).",
         "python scripts/draw_how_it_works.py",
     ),
+    Picture(
+        "figures/tutorial/gumbel.png",
+        "Gumbel noise",
+        "Density, inverse cdf, and 20,000 draws: [For readers of a tutorial](tutorial.md). "
+        "Numbers: [gumbel.csv](figures/tutorial/gumbel.csv).",
+        "gradthrough bench figure gumbel --out docs/figures/tutorial",
+    ),
+    Picture(
+        "figures/tutorial/gumbel-max.png",
+        "The Gumbel-max trick",
+        "How often each class is drawn, beside softmax: [For readers of a tutorial](tutorial.md). "
+        "Numbers: [gumbel-max.csv](figures/tutorial/gumbel-max.csv).",
+        "gradthrough bench figure gumbel-max --out docs/figures/tutorial",
+    ),
+    Picture(
+        "figures/tutorial/temperature.png",
+        "Gumbel-Softmax by temperature",
+        "The same draws at four temperatures: [For readers of a tutorial](tutorial.md). "
+        "Numbers: [temperature.csv](figures/tutorial/temperature.csv).",
+        "gradthrough bench figure temperature --out docs/figures/tutorial",
+    ),
+    Picture(
+        "figures/tutorial/variance.png",
+        "Variance over samples",
+        "For rewards with four offsets: [For readers of a tutorial](tutorial.md). "
+        "Numbers: [variance.csv](figures/tutorial/variance.csv).",
+        "gradthrough bench figure variance --out docs/figures/tutorial",
+    ),
+    Picture(
+        "figures/tutorial/tau-variance.png",
+        "Variance over temperature",
+        "Of straight-through Gumbel-Softmax, times τ: [For readers of a tutorial](tutorial.md). "
+        "Numbers: [tau-variance.csv](figures/tutorial/tau-variance.csv).",
+        "gradthrough bench figure tau-variance --out docs/figures/tutorial",
+    ),
 )
 
 

@@ -15,8 +15,8 @@ Precision = Literal["32-true", "bf16-mixed"]
 Compile = Literal["none", "default", "reduce-overhead"]
 Schedule = Literal["none", "cosine", "plateau"]
 _WHOLE = ("samples", "batch_size", "epochs", "seed", "evaluate_every", "patience")
-_REAL = ("lr", "tuning_lr", "momentum", "weight_decay", "clip", "lr_end", "tau_end")
-_OPTIONAL = ("tuning_lr", "clip", "tau_end")
+_REAL = ("lr", "tuning_lr", "momentum", "weight_decay", "clip", "lr_end", "tau_end", "tau_rate")
+_OPTIONAL = ("tuning_lr", "clip", "tau_end", "tau_rate")
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,9 @@ class RunConfig:
         patience: of "plateau", >= 0.
         tau_end: tau of the last epoch, > 0; between the first, which the options say, and the last
             it moves linearly. None: it stays.
+        tau_rate: r, > 0, of an exponential decay instead: in epoch e, from 0, tau is the first one
+            times exp(-r e), and no less than `tau_end`. A rate for each step, times the steps of
+            an epoch. None: the line.
 
     Raises:
         ConfigError: unknown names; what is no number; options that exclude one another.
@@ -86,6 +89,7 @@ class RunConfig:
     lr_end: float = added(0.0)
     patience: int = added(2)
     tau_end: float | None = added(None)
+    tau_rate: float | None = added(None)
 
     def __post_init__(self) -> None:
         built = self.build_estimator()  # refuses unknown keys and options
@@ -114,7 +118,7 @@ class RunConfig:
             )
         if getattr(built, "antithetic", False) and (self.samples or 1) % 2:
             raise DomainError(f"antithetic draws come in pairs, but samples is {self.samples}.")
-        for name in ("lr", "tuning_lr", "clip", "tau_end"):
+        for name in ("lr", "tuning_lr", "clip", "tau_end", "tau_rate"):
             number = getattr(self, name)
             if number is not None and not 0 < number < float("inf"):
                 raise DomainError(f"{name} must be finite and above 0, but is {number}.")
@@ -147,6 +151,11 @@ class RunConfig:
             raise ConfigError(
                 f"tau_end is {self.tau_end}, but {self.estimator} has no tau. Leave tau_end out."
             )
+        if self.tau_rate is not None and self.tau_end is None:
+            raise ConfigError(
+                f"tau_rate is {self.tau_rate}, but there is no tau_end, below which tau does not "
+                "decay. Give one."
+            )
         if self.compile == "none":
             return
         for name in ("tuning_lr", "tau_end"):
@@ -172,9 +181,9 @@ class RunConfig:
 
     @property
     def label(self) -> str:
-        """The estimator's key with its options, where tau ends, and the rate of its own tensors."""
-        more = {"tau_end": self.tau_end, "tuning_lr": self.tuning_lr}
-        tuned = {k: v for k, v in more.items() if v is not None}
+        """The estimator's key with its options, how tau moves, and the rate of its own tensors."""
+        names = ("tau_end", "tau_rate", "tuning_lr")
+        tuned = {k: v for k in names if (v := getattr(self, k)) is not None}
         options = ", ".join(
             f"{k}={v}" for k, v in (*self.estimator_options.items(), *tuned.items())
         )

@@ -13,6 +13,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, ReduceLROnPlateau
 
 from .._errors import ConfigError
 from ..estimators import AbstractEstimator
+from ..schedules import Exponential, Linear
 from .config import RunConfig
 
 # The fused and foreach forms: on a small model the plain loop over tensors costs more than the
@@ -36,24 +37,31 @@ def build(
 
 
 def tempered(estimator: AbstractEstimator, config: RunConfig, epoch: int) -> AbstractEstimator:
-    """Return the estimator with the tau of an epoch, from 0; `config.tau_end` is that of the last.
+    """Return the estimator with the tau of an epoch, from 0, as `config` says that it moves.
 
     Example:
-        >>> import gradthrough as gt
+        >>> import dataclasses, gradthrough as gt
         >>> from gradthrough.bench.config import RunConfig
         >>> from gradthrough.bench.optimizers import tempered
         >>> config = RunConfig("vae", {}, "stgs", {"tau": 10.0}, epochs=100, tau_end=0.1)
         >>> [tempered(gt.StraightThroughGumbelSoftmax(10.0), config, e).tau for e in (0, 99)]
         [10.0, 0.1]
+        >>> config = dataclasses.replace(config, tau_rate=0.1)
+        >>> [round(tempered(gt.StraightThroughGumbelSoftmax(10.0), config, e).tau, 2)
+        ...  for e in (0, 10, 99)]
+        [10.0, 3.68, 0.1]
     """
     if config.tau_end is None:
         return estimator
     tau: float = getattr(estimator, "tau")  # noqa: B009 - the config checked that it is there
-    done = epoch / max(config.epochs - 1, 1)
-    if not done:
+    if not epoch:
         return estimator
+    if config.tau_rate is not None:
+        tau = Exponential(tau, config.tau_rate, config.tau_end)(epoch)
+    else:
+        tau = Linear(tau, config.tau_end, max(config.epochs - 1, 1))(epoch)
     moved: Any = estimator  # a dataclass, like every estimator with options
-    return dataclasses.replace(moved, tau=(1 - done) * tau + done * config.tau_end)
+    return dataclasses.replace(moved, tau=tau)
 
 
 class Schedule:

@@ -39,6 +39,7 @@ class Training:
         lr_end: where cosine ends.
         patience: evaluations that plateau waits.
         tau_end: tau of the last epoch; it moves there linearly.
+        tau_rate: of a decay to tau_end that is exponential in the epochs, instead.
         evaluate_every: epochs from one evaluation of the held-out splits to the next.
         out: folder of the results.
         experiment: subfolder of the results; the task's name by default.
@@ -65,6 +66,7 @@ class Training:
     lr_end: float = 0.0
     patience: int = 2
     tau_end: float | None = None
+    tau_rate: float | None = None
     evaluate_every: int = 1
     out: Path = Path("runs")
     experiment: str | None = None
@@ -113,6 +115,7 @@ def run_requested(
         lr_end=training.lr_end,
         patience=training.patience,
         tau_end=training.tau_end,
+        tau_rate=training.tau_rate,
     )
     out, experiment, accelerator = training.out, training.experiment, training.accelerator
     if len(seeds) == 1:
