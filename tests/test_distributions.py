@@ -240,3 +240,17 @@ def test_the_value_of_expect_is_the_same_for_torchs_law(family):
     ours = p.dist(p.logits[None])
     for q in (ours, torchs(ours)):
         close(gt.expect(p.lookup, q, gt.Enumerate()), gt.expect(p.lookup, ours, gt.Enumerate()))
+
+
+@pytest.mark.parametrize("x", [-50.0, -17.0, -1.0, 0.0, 1.0, 17.0, 50.0])
+def test_the_entropy_of_a_coin_keeps_its_digits_on_both_sides(x):
+    def found(dtype):
+        logits = torch.tensor(x, dtype=dtype, requires_grad=True)
+        value = gt.Bernoulli(logits).entropy()
+        (slope,) = torch.autograd.grad(value, logits, create_graph=True)
+        (bend,) = torch.autograd.grad(slope, logits)
+        return torch.stack((value, slope, bend)).detach().double()
+
+    torch.testing.assert_close(found(torch.float32), found(torch.float64), rtol=1e-5, atol=0)
+    p = torch.tensor(x, dtype=torch.float64).sigmoid()
+    assert found(torch.float64)[1] == pytest.approx(float(-x * p * (1 - p)), rel=1e-6)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .._errors import ConfigError, ShapeError
 from .._types import compute_dtype
-from ..kernels.checks import check_content
+from ..kernels.checks import check_content, check_rows
 from .base import Distribution, check_parameter
 from .categorical import check_probs
 from .law import Move
@@ -76,6 +76,16 @@ class Bernoulli(Distribution):
     def probs(self) -> Tensor:
         r"""P(b = 1), (\*batch, \*event)."""
         return self._log_probs()[..., 0].exp().to(self.logits.dtype)
+
+    def entropy(self) -> Tensor:
+        r"""Return the entropy in nats, (\*batch): digits of the rarer value are kept."""
+        logits = self.class_logits()
+        check_rows(logits)
+        x = self.logits.to(compute_dtype(self.logits.dtype))
+        far = torch.where(x < 0, x, -x)  # -|x|, with the curvature at 0
+        finite = far.masked_fill(far.isneginf(), 0.0)
+        own = torch.log1p(far.exp()) - finite * far.sigmoid()
+        return self._sum_event(own).to(self.logits.dtype)
 
     def class_logits(self) -> Tensor:
         r"""Return the logits of b = 1 and b = 0, (\*batch, \*event, 2)."""
