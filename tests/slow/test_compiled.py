@@ -12,6 +12,7 @@ from torch.func import grad, vmap
 import gradthrough as gt
 from problems import (
     ANY,
+    DISCRETE,
     F64,
     PATHWISE,
     VARIANTS,
@@ -185,7 +186,7 @@ def test_an_f_without_slope_is_refused_while_tracing(name, compiler):
         loss(x)
 
 
-LEARN = [name for name in gt.ESTIMATORS if VARIANTS[name](ANY).traits.scalars]
+LEARN = [name for name in DISCRETE if VARIANTS[name](ANY).traits.scalars]
 
 
 @pytest.mark.parametrize("name", LEARN)
