@@ -551,9 +551,16 @@ def test_leaving_in_another_thread():
     swapped = gt.swap("reinmax")
     swapped.__enter__()
     F.gumbel_softmax(logits(), hard=True)
-    worker = threading.Thread(target=lambda: swapped.__exit__(None, None, None))
+    depths = []
+
+    def leave():
+        swapped.__exit__(None, None, None)
+        depths.append(functional._HELD.depth)
+
+    worker = threading.Thread(target=leave)
     worker.start()
     worker.join()
+    assert depths == [0]
     assert FUNCTION.__code__ is CODE
     assert_same(outcome(CALLS["alias"]), outcome(lambda x: STOCK(x, hard=True)))
     with gt.swap("reinmax"):  # the mode that was left here goes with this one
@@ -686,6 +693,19 @@ def test_model_and_stranger_compiled_as_one(call, compiler):
             assert_same(outcome(program), expected, rtol=1e-6, atol=1e-6)
     for program in compiled:
         assert_same(outcome(program), stock, rtol=1e-6, atol=1e-6)
+
+
+@TRACING
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+def test_what_is_compiled_for_one_model_is_not_for_another(call, compiler):
+    model, other = Gate(call=call), Gate(call=call)
+    compiled = compiler(lambda x: model(x) * 1.0)  # whose hooks torch does not look at again
+    stock = outcome(lambda x: STOCK(x, hard=True))
+    for swapped, expected in ((other, stock), (model, drawn(gt.ReinMax(1.3))), (other, stock)):
+        with warnings.catch_warnings(), gt.swap("reinmax", tau=1.3, model=swapped):
+            warnings.simplefilter("ignore", gt.SwapWarning)
+            assert_same(outcome(compiled), expected)
+            swapped(logits())
 
 
 def test_a_model_can_be_copied_and_saved_meanwhile(tmp_path):
