@@ -239,7 +239,9 @@ def _route(
     check_logits(logits, -1)
     experts = logits.shape[-1]
     if check_count("top", top, 1) > experts:
-        raise DomainError(f"top is {top}, but there are {experts} experts.")
+        raise DomainError(
+            f"top is {top}, but there are {experts} experts. Take a top of at most that many."
+        )
     eps = check_eps(eps)
     shape = (*logits.shape[:-1], top, 2)
     u: Tensor | None = None

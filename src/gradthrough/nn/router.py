@@ -201,7 +201,9 @@ def _check_hard(estimator: object) -> AbstractEstimator:
 
 def _check_top(top: int, experts: int, estimator: object) -> int:
     if check_count("top", top, 1) > experts:
-        raise DomainError(f"top is {top}, but there are {experts} experts.")
+        raise DomainError(
+            f"top is {top}, but there are {experts} experts. Take a top of at most that many."
+        )
     if top > 1 and estimator != "sparsemixer_v2":
         raise ConfigError(
             f"top is {top}, but {estimator!r} runs {'all' if estimator == 'dense' else 'one'}. "
