@@ -13,6 +13,7 @@ import gradthrough as gt
 from gradthrough.auditing import support
 from gradthrough.auditing.compare import compare
 from gradthrough.auditing.cost import peak_bytes
+from gradthrough.auditing.function_problem import FunctionProblem
 from gradthrough.auditing.intervals import (
     Spread,
     holm,
@@ -24,7 +25,6 @@ from gradthrough.auditing.intervals import (
 )
 from gradthrough.auditing.measure import moments_of
 from gradthrough.auditing.moments import Moments, Target, group_count
-from gradthrough.auditing.problem import FunctionProblem
 from gradthrough.auditing.recommend import AVERAGING, choose
 from gradthrough.auditing.rows import AuditRow, Reference
 from problems import F64, exact, normal, problem, refuses

@@ -370,11 +370,6 @@ def test_a_proposal_is_weighted_by_the_ratio_of_densities():
         gt.expect(second, wide, gt.Reinforce(proposal=td.Laplace(0.0, 1.0)))
 
 
-def test_an_audit_of_a_continuous_law_is_refused_in_words():
-    with refuses(gt.UnsupportedError, "Normal", "continuous", "classes"):
-        gt.audit(lambda z: z, td.Normal(torch.zeros(3, requires_grad=True), 1.0))
-
-
 def test_vimco_and_vargrad_take_continuous_laws():
     """Of the variational posterior of a normal: the gradient of VarGrad is RLOO's."""
     loc = torch.tensor(0.4, dtype=F64, requires_grad=True)

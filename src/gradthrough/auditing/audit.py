@@ -14,8 +14,9 @@ from .._types import Objective
 from ..estimators import ESTIMATORS, AbstractEstimator, estimator
 from .batches import over_batches
 from .engine import Settings, run
+from .function_problem import FunctionProblem
 from .model import ModelProblem, Parameters, tensors
-from .problem import AbstractProblem, FunctionProblem
+from .problem import AbstractProblem
 from .report import AuditReport
 
 _Named = Mapping[str, AbstractEstimator]
@@ -35,25 +36,28 @@ def audit(
 ) -> AuditReport:
     r"""Measure bias, variance, error, cosine and cost of estimators on your own function.
 
-    What is measured is the gradient g of the batch mean of E f(z) in the logits, flattened, with
-    f held fixed: its bias ``||E g - r||`` against the reference r, its variance ``tr Cov g``, its
-    mean squared error ``E ||g - r||^2 = variance + bias^2``, each with a 95 % interval, and its
-    cosine with r. All estimators spend the same number of evaluations of f.
+    What is measured is the gradient g of the batch mean of E f(z) in the parameters of the law,
+    flattened, with f held fixed: in the logits, or in those of loc, scale, rate ... that require a
+    gradient, in all of them if none does. Its bias ``||E g - r||`` against the reference r, its
+    variance ``tr Cov g``, its mean squared error ``E ||g - r||^2 = variance + bias^2``, each with
+    a 95 % interval, and its cosine with r. All estimators spend the same number of evaluations
+    of f.
 
     Args:
         f: takes points (N, \*batch, \*event[, C]), returns values (N, \*batch), as in `expect`.
-        dist: Distribution, logits (\*batch, C), or one of torch.distributions.
+        dist: Law, logits (\*batch, C), or one of torch.distributions: see `as_distribution`.
         estimators: estimators, their keys, or a mapping from labels; None: all of ``ESTIMATORS``.
             One that cannot serve here gets a row that says why.
         evaluations: of f for each row and estimate, >= 1. An estimator takes as many samples as
             fit.
         replicates: independent estimates, >= 20, of each estimator.
         reference: "exact", the sum over the support, for at most 10^7 points over all rows;
-            "local expectation", unbiased draws that enumerate one variable at a time; "score
-            function", unbiased draws of RLOO; "auto", the first of these that is within reach; or
-            the gradient itself, a tensor of the logits' shape. The standard error of a drawn
-            reference is part of every interval. Where f is random itself (dropout), no sum is
-            exact, and a reference is drawn.
+            "local expectation", unbiased draws that enumerate one variable at a time;
+            "measure-valued", the like for laws without classes; "score function", unbiased draws
+            of RLOO; "auto", the first of these that is within reach; or the gradient itself, a
+            tensor of the parameter's shape, flat where there are several. The standard error of
+            a drawn reference is part of every interval. Where f is random itself (dropout), no
+            sum is exact, and a reference is drawn.
         generator: source of the seeds.
         chunk: estimates made at once; by default as many as 64 MiB hold.
 

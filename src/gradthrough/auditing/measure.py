@@ -11,7 +11,7 @@ from .._errors import ConfigError, DomainError, ShapeError, UnsupportedError
 from .cost import peak_bytes
 from .intervals import of_mean
 from .moments import Moments, Target, group_count
-from .problem import AbstractProblem, Draws, Unbiased
+from .problem import KINDS, AbstractProblem, Draws, Unbiased
 from .rows import Reference
 from .support import LIMIT
 
@@ -81,7 +81,7 @@ def reference_of(
 
     Args:
         problem: whose gradient.
-        kind: "auto", "exact", "local expectation", "score function", or a gradient (D,).
+        kind: "auto", "exact", one of `KINDS`, or a gradient (D,).
         evaluations: of f for each row, that an estimate of the audit takes.
         replicates: how many of those the audit makes; a reference that is drawn takes four times
             as many evaluations as all of them.
@@ -90,7 +90,7 @@ def reference_of(
     """
     if isinstance(kind, Tensor):
         return _given(problem, kind)
-    known = ("auto", "exact", "local expectation", "score function")
+    known = ("auto", "exact", *KINDS)
     if kind not in known:
         raise ConfigError(
             f"reference is {kind!r}, but must be one of {', '.join(map(repr, known))}, or the "
@@ -111,12 +111,15 @@ def reference_of(
             )
     budget = 4 * evaluations * replicates
     candidates = [one for one in problem.unbiased() if kind in ("auto", one.kind)]
+    if not candidates:
+        raise UnsupportedError(
+            f"reference={kind!r} is out of reach for this problem ({problem.words}): none of its "
+            "estimators serves these laws. Pass the gradient itself, as a tensor."
+        )
     # The last one costs least: it is taken at any price.
     for one in candidates[:-1]:
         if kind != "auto" or one.cost * _DRAWS <= 4 * budget:
             return _drawn(problem, one, budget, replicates, chunk, generator)
-    if not candidates:
-        raise UnsupportedError(f"{kind!r} is no reference for this problem: {problem.words}.")
     return _drawn(problem, candidates[-1], budget, replicates, chunk, generator)
 
 

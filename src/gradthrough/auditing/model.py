@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from .._errors import ConfigError, GradthroughError, ShapeError, UnsupportedError
 from ..estimators import AbstractEstimator
 from ..expect import admit
-from ..laws.base import Distribution
+from ..laws.law import Law
 from ..rollout import Bound
 from .listening import Listener, Replayed, Scored
 from .problem import RANDOM, AbstractProblem, Unbiased, fitting, same
@@ -92,7 +92,7 @@ class ModelProblem(AbstractProblem):
         )
 
     @property
-    def laws(self) -> list[Distribution]:
+    def laws(self) -> list[Law]:
         """The laws of its random choices, as one run met them."""
         return self.heard.laws
 
@@ -143,7 +143,9 @@ class ModelProblem(AbstractProblem):
         if self.heard.sampled:
             words = f"REINFORCE of the whole program, leave-one-out over {_RUNS} runs"
             return [Unbiased("score function", self._scored, _RUNS, words)]
-        return found[-1:] if self.heard.rolled else found
+        if self.heard.rolled:
+            return [one for one in found if one.kind == "score function"]
+        return found
 
     @property
     def caveat(self) -> str:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from .._errors import ConfigError
 from .chart import charts
 from .interactive import interactive
+from .rows import not_measured
 
 if TYPE_CHECKING:
     from .report import AuditReport
@@ -54,9 +55,8 @@ def page(report: AuditReport) -> str:
             parts.append(interactive(chart, unit, name=f"chart-{i}", script=not i))
         parts.append(_table(report, chosen))
     skipped = [
-        f"<li><code>{html.escape(row.estimator)}</code>: {html.escape(row.skipped)}</li>"
-        for row in report.rows
-        if row.skipped is not None
+        f"<li>{', '.join(f'<code>{html.escape(x)}</code>' for x in who)}: {html.escape(why)}</li>"
+        for who, why in not_measured(report.rows)
     ]
     if skipped:
         parts.append(f"<h2>Not measured</h2><ul>{''.join(skipped)}</ul>")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import abc
-import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,17 +11,13 @@ import torch
 from torch import Tensor
 
 from .._errors import GradthroughError, UnsupportedError
-from .._types import Objective
-from ..estimators import RLOO, AbstractEstimator, LocalExpectation, Reinforce
-from ..expect import admit, expect
-from ..laws.base import Distribution
-from ..laws.convert import as_discrete
-from .support import enumerable, exact_gradient
+from ..estimators import RLOO, AbstractEstimator, LocalExpectation, MeasureValued, Reinforce
+from ..expect import admit
+from ..laws.law import Law
 
 Draws = Callable[[int, torch.Generator], Tensor]
 
-_BASELINES = 16  # samples of RLOO as a reference
-_LIMIT = 10**6  # evaluations of f for a row, in one draw of the local expectation
+_LIMIT = 10**6  # evaluations of f for a row, in one draw of a reference
 
 
 @dataclass(frozen=True)
@@ -41,6 +36,24 @@ class Unbiased:
     cost: int
     words: str
 
+
+# The kinds of reference that are drawn, the best first: (kind, estimator, samples, words).
+_REFERENCES: list[tuple[str, AbstractEstimator, int, str]] = [
+    (
+        "local expectation",
+        LocalExpectation(limit=_LIMIT),
+        1,
+        "a sum over every class of each variable, with the others as drawn",
+    ),
+    (
+        "measure-valued",
+        MeasureValued(),
+        1,
+        "differences of f at coupled samples, one variable after the other moved",
+    ),
+    ("score function", RLOO(), 16, "RLOO with 16 samples"),
+]
+KINDS = tuple(kind for kind, *_ in _REFERENCES)
 
 RANDOM = (
     " f is random itself (dropout, say): there is no exact sum, and that noise is in all figures."
@@ -102,26 +115,31 @@ class AbstractProblem(abc.ABC):
 
     @property
     @abc.abstractmethod
-    def laws(self) -> list[Distribution]:
-        """The laws of its random choices."""
+    def laws(self) -> list[Law]:
+        """The laws of its choices; a parameter that is asked about requires a gradient."""
 
     def unbiased(self) -> list[Unbiased]:
         """Return what may stand in for the exact gradient, the best first, the cheapest last."""
-        leg, rloo, n = LocalExpectation(limit=_LIMIT), RLOO(), _BASELINES
-        cost = max(leg.evaluations(q, 1) for q in self.laws)
-        found = [
+        return [
             Unbiased(
-                "score function",
-                lambda count, generator: self.gradients(rloo, n, count, generator),
-                n,
-                f"RLOO with {n} samples",
+                kind,
+                lambda count, generator, one=one, n=n: self.gradients(one, n, count, generator),
+                cost,
+                words,
             )
+            for kind, one, n, words in _REFERENCES
+            if (cost := self._cost(one, n)) is not None
         ]
-        if cost <= _LIMIT:
-            words = "a sum over every class of each variable, with the others as drawn"
-            draw: Draws = lambda count, generator: self.gradients(leg, 1, count, generator)  # noqa: E731
-            found.insert(0, Unbiased("local expectation", draw, cost, words))
-        return found
+
+    def _cost(self, one: AbstractEstimator, samples: int) -> int | None:
+        """Return how often f is evaluated in a row of the largest law; None if out of reach."""
+        try:
+            for q in self.laws:
+                one.check_law(admit(q, one, samples))
+        except UnsupportedError:
+            return None
+        cost = max(one.evaluations(q, samples) for q in self.laws)
+        return cost if cost <= _LIMIT else None
 
     def magnitude(self, generator: torch.Generator) -> float:
         """Return about how long f times the score is, 0 where that cannot be had."""
@@ -138,7 +156,7 @@ class AbstractProblem(abc.ABC):
         return True
 
 
-def fitting(estimator: AbstractEstimator, dist: Distribution, evaluations: int) -> tuple[int, int]:
+def fitting(estimator: AbstractEstimator, dist: Law, evaluations: int) -> tuple[int, int]:
     """Return the most samples for which f is evaluated at most so often, and how often it is."""
     name, least = type(estimator).__name__, estimator.traits.min_samples
     pairs = 2 if getattr(estimator, "antithetic", False) else 1
@@ -157,119 +175,3 @@ def fitting(estimator: AbstractEstimator, dist: Distribution, evaluations: int) 
     while most > least and estimator.evaluations(dist, most) > evaluations:
         most -= pairs
     return most, estimator.evaluations(dist, most)
-
-
-class FunctionProblem(AbstractProblem):
-    r"""The gradient of ``E f(z)``, averaged over the rows, in the logits of a law.
-
-    Replicates are a dim in front of the batch, which f meets as more samples: it is called with
-    points (N n, \*batch, \*event[, C]).
-
-    Args:
-        f: takes points (N, \*batch, \*event[, C]), returns values (N, \*batch).
-        dist: Distribution, logits, or one of torch.distributions.
-    """
-
-    def __init__(self, f: Objective, dist: object) -> None:
-        if not callable(f):
-            raise UnsupportedError(
-                f"f must be callable, but a {type(f).__name__} came. Pass a function of points (N, "
-                "*batch, *event[, C]) that returns values (N, *batch)."
-            )
-        q = as_discrete(dist)
-        self.f, self.dist = f, q.with_logits(q.logits.detach())
-        logits = self.dist.logits
-        self.dimensions, self.dtype, self.device = logits.numel(), logits.dtype, logits.device
-        self.rows, self.shape = math.prod(q.batch_shape), tuple(logits.shape)
-        if not self.dimensions:
-            raise UnsupportedError(
-                f"there is nothing to audit in logits of shape {tuple(logits.shape)}: they hold no "
-                "number. Pass a batch with at least one row."
-            )
-        inner = math.prod(q.event_shape)
-        many = f"{inner} {q.family} variables" if inner > 1 else f"one {q.family} variable"
-        classes = f" of {q.classes} classes" if q.family == "categorical" else ""
-        rows = f"{self.rows:,} rows" if self.rows > 1 else "one row"
-        self.words = f"{rows}, each of {many}{classes}; gradient in {self.dimensions:,} logits"
-
-    def samples(self, estimator: AbstractEstimator, evaluations: int) -> tuple[int, int]:
-        """Return how many samples fit into so many evaluations a row, and how many they take."""
-        return fitting(estimator, self.dist, evaluations)
-
-    def gradients(
-        self, estimator: AbstractEstimator, samples: int, n: int, generator: torch.Generator
-    ) -> Tensor:
-        """Return n independent estimates of the gradient, (n, D)."""
-        try:
-            leaf, value = self._value(estimator, samples, n, generator)
-        except GradthroughError:  # its options may have the shape of the rows
-            if n == 1:
-                raise
-            one = [self.gradients(estimator, samples, 1, generator) for _ in range(n)]
-            return torch.cat(one)
-        # Not in the dtype of the logits, where one part in so many rows is rounded or lost.
-        return _slope(value, leaf).flatten(1).double() / self.rows
-
-    def forward(
-        self, estimator: AbstractEstimator, samples: int, generator: torch.Generator
-    ) -> Callable[[], object]:
-        """Compute one value, and return what computes its gradient."""
-        leaf, value = self._value(estimator, samples, 1, generator)
-        return lambda: _slope(value, leaf)
-
-    def exact(self) -> tuple[Tensor, int] | None:
-        """Return the exact gradient, float64 (D,), and the points of a row; None if too many."""
-        if self.random or not enumerable(self.dist):
-            return None
-        return exact_gradient(self.f, self.dist), self.dist.support_size
-
-    @functools.cached_property
-    def random(self) -> bool:
-        """Whether f gives another value at the same point: dropout, noise of its own."""
-        with torch.no_grad():
-            point = self.dist.mode().unsqueeze(0)
-            first, second = self.f(point.clone()), self.f(point.clone())
-        return not same(first, second)
-
-    @property
-    def caveat(self) -> str:
-        """What a reference that is drawn has to be read with, a sentence or nothing."""
-        return RANDOM if self.random else ""
-
-    @property
-    def laws(self) -> list[Distribution]:
-        """The law."""
-        return [self.dist]
-
-    def _value(
-        self, estimator: AbstractEstimator, samples: int, n: int, generator: torch.Generator
-    ) -> tuple[Tensor, Tensor]:
-        """Return the leaf (n, *logits) and the sum over n batches, which depends on it."""
-        logits, batch = self.dist.logits, self.dist.batch_shape
-
-        def repeated(points: Tensor) -> Tensor:
-            values = self.f(points.flatten(0, 1))
-            if values.shape != (points.shape[0] * n, *batch):
-                return values  # the evaluator says what is wrong with it
-            return values.reshape(-1, n, *batch)
-
-        with torch.enable_grad():
-            leaf = logits.expand(n, *logits.shape).clone().requires_grad_()
-            f, q = repeated, self.dist.with_logits(leaf)
-            if n == 1:
-                f, q = self.f, self.dist.with_logits(leaf[0])
-            value = expect(f, q, estimator, samples=samples, generator=generator)
-            return leaf, value.sum()
-
-
-def _slope(value: Tensor, leaf: Tensor) -> Tensor:
-    """Return the gradient of a value, refusing one that does not depend on the leaf."""
-    found = None
-    if value.requires_grad:
-        (found,) = torch.autograd.grad(value, leaf, allow_unused=True)
-    if found is None:
-        raise UnsupportedError(
-            "the values of f do not depend differentiably on its points (an argmax, an index, a "
-            "detach or a comparison in f?), so there is no gradient for this estimator to send."
-        )
-    return found

@@ -126,8 +126,9 @@ def _with_text(
     k, unit = found.averaging, reference.norm**2
     if not unit:
         text = (
-            "The reference cannot be told from zero: the mean of f does not depend on the logits "
-            f"here, and no direction is right or wrong. {best.estimator} has the smallest error."
+            "The reference cannot be told from zero: the mean of f does not depend on the "
+            "parameters here, and no direction is right or wrong. "
+            f"{best.estimator} has the smallest error."
         )
         return dataclasses.replace(found, text=text)
     lines = [

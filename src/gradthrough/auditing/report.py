@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from .._errors import ConfigError
 from .recommend import AVERAGING, Recommendation, choose
-from .rows import AuditRow, Reference
+from .rows import AuditRow, Reference, not_measured
 from .tune import Search
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ class AuditReport:
         lines += aligned([HEADER, *self.cells()])
         lines += [
             "",
-            *(f"Not measured: {r.estimator}. {r.skipped}" for r in self.rows if r.skipped),
+            *(f"Not measured: {', '.join(who)}. {why}" for who, why in not_measured(self.rows)),
         ]
         return "\n".join(lines).rstrip()
 
@@ -127,7 +127,8 @@ class AuditReport:
         lines += [f"| {' | '.join(head)} |", f"| --- {'| ---: ' * (len(head) - 1)}|"]
         lines += [f"| {' | '.join(row)} |" for row in rows]
         lines += ["", f"Reference {self.reference.words}", *self.notes()]
-        lines += [f"* not measured: `{r.estimator}`: {r.skipped}" for r in self.rows if r.skipped]
+        for who, why in not_measured(self.rows):
+            lines.append(f"* not measured: {', '.join(f'`{name}`' for name in who)}: {why}")
         return "\n".join(lines) + "\n"
 
     def to_dict(self) -> dict[str, Any]:

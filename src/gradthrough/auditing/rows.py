@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 
@@ -81,7 +82,8 @@ class Reference:
     """The gradient that the estimators are held against.
 
     Args:
-        kind: "exact", "local expectation" or "score function".
+        kind: "exact", "given", or that of the draws: "local expectation", "measure-valued" or
+            "score function".
         norm: of the gradient; noise-corrected where it was estimated.
         standard_error: root of the trace of its covariance, 0 if it is exact.
         evaluations: of f for each row of the batch, in all.
@@ -93,3 +95,20 @@ class Reference:
     standard_error: float
     evaluations: int
     words: str
+
+
+def not_measured(rows: Sequence[AuditRow]) -> list[tuple[tuple[str, ...], str]]:
+    """Return the labels of the rows that were skipped, and why, those with one reason together."""
+    by_reason: dict[str, list[tuple[str, str]]] = {}
+    for row in rows:
+        if row.skipped is not None:
+            first, _, rest = row.skipped.partition(" ")  # the class, where the class is the reason
+            by_reason.setdefault(rest, []).append((row.estimator, first))
+    return [
+        (tuple(label for label, _ in found), f"{_subject([x for _, x in found])} {rest}")
+        for rest, found in by_reason.items()
+    ]
+
+
+def _subject(firsts: Sequence[str]) -> str:
+    return firsts[0] if len(set(firsts)) == 1 else "Each"

@@ -94,6 +94,13 @@ class AbstractEstimator(abc.ABC):
         where no graph is recorded: then only the value of the estimate counts.
         """
 
+    def check_law(self, dist: Served) -> None:  # noqa: B027 - most serve all laws of a family
+        """Refuse a law of a family that is served, in whose parameters there is no gradient.
+
+        Raises:
+            UnsupportedError: with what to use instead.
+        """
+
     def evaluations(self, dist: Served, samples: int) -> int:
         """Return how often f is evaluated for a distribution that is not expanded."""
         return samples
@@ -125,9 +132,13 @@ class AbstractEstimator(abc.ABC):
 class AbstractScore(AbstractEstimator):
     """The gradient is made from values of f and the score; f may be any program."""
 
+    def check_law(self, dist: Served) -> None:
+        """Refuse a law without a score."""
+        dist.check_score()
+
     def draw(self, dist: Served, noise: Tensor) -> Draw:
         """Draw samples without a graph."""
-        dist.check_score()
+        self.check_law(dist)
         points, inner = dist.draw(noise)
         return Draw(points, dist, inner=inner)
 

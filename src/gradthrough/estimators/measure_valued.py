@@ -63,6 +63,16 @@ class MeasureValued(AbstractEstimator):
         exact_for="all",
     )
 
+    def check_law(self, dist: Law) -> None:
+        """Refuse a gradient that no move leads to."""
+        for index, (name, parameter) in enumerate(zip(dist.names, dist.parameters, strict=True)):
+            if index not in dist.moved and parameter.requires_grad:
+                raise UnsupportedError(
+                    f"MeasureValued has no derivative in the {name} of a {type(dist).__name__}. "
+                    "Use gradthrough.Pathwise() if f is differentiable, or gradthrough.RLOO(); or "
+                    f"detach the {name}, if it needs no gradient."
+                )
+
     def evaluations(self, dist: Law, samples: int) -> int:
         """Return how often f is evaluated: also once for each move of each variable."""
         return samples * (1 + len(dist.moved) * math.prod(dist.event_shape))
@@ -73,7 +83,7 @@ class MeasureValued(AbstractEstimator):
 
     def draw(self, dist: Law, noise: Tensor) -> Draw:
         """Draw samples, and each of them with one of its variables moved."""
-        _check(dist)
+        self.check_law(dist)
         z, moves = dist.moves(noise)
         n, lead = z.shape[0], len(dist.batch_shape)
         flat = z.flatten(lead) if dist.event_dims else z.unsqueeze(-1)  # (N, *batch, D)
@@ -111,14 +121,3 @@ class MeasureValued(AbstractEstimator):
             missing = torch.full_like(parameter, torch.nan)
             value = attach(value, parameter, totals.get(index, missing))
         return Estimate(value)
-
-
-def _check(dist: Law) -> None:
-    """Refuse a gradient that no move leads to."""
-    for index, (name, parameter) in enumerate(zip(dist.names, dist.parameters, strict=True)):
-        if index not in dist.moved and parameter.requires_grad:
-            raise UnsupportedError(
-                f"MeasureValued has no derivative in the {name} of a {type(dist).__name__}. Use "
-                "gradthrough.Pathwise() if f is differentiable, or gradthrough.RLOO(); or detach "
-                f"the {name}, if it needs no gradient."
-            )
