@@ -465,9 +465,19 @@ def test_more_experts_than_there_are_are_refused():
     for top, kind in ((3, gt.DomainError), (0, gt.DomainError), (1.0, gt.UnsupportedError)):
         with refuses(kind, "top"):
             sparsemixer_v2(torch.zeros(1, 2), top=top)
-    for training in (True, False):
-        with refuses(gt.DomainError, "masked"):
-            sparsemixer_v2(torch.tensor([[0.0, -math.inf]]), top=2, training=training)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_rows_that_have_too_few_experts_left_are_counted(training):
+    x = torch.tensor([[0.0, -math.inf, 1.0], [0.0, -math.inf, -math.inf]])
+    with refuses(gt.DomainError, "top is 2", "1 of 2 rows", "smaller top"):
+        sparsemixer_v2(x, top=2, training=training)
+    for bad, words in ((math.nan, "NaN"), (-math.inf, "all masked")):
+        with refuses(gt.DomainError, words):
+            sparsemixer_v2(torch.full_like(x, bad), top=2, training=training)
+    noise = uniform(2, 2, 2)
+    with refuses(gt.DomainError, "top is 2"):
+        vmap(lambda x, u: sparsemixer_v2(x, top=2, training=training, noise=u))(x, noise)
 
 
 # --- balance
@@ -505,7 +515,7 @@ def test_the_balance_refuses_what_does_not_belong_together():
     with refuses(gt.UnsupportedError, "int64"):
         load_balance(probs, index.int())
     for wrong in (4, -1):
-        with refuses(gt.DomainError, "0 and 3"):
+        with refuses(gt.DomainError, "0 and 3", "one column for each expert"):
             load_balance(probs, index + wrong)
 
 
@@ -544,6 +554,43 @@ def test_a_router_is_a_linear_layer_and_its_mixer(estimator, mixer, options, tra
     torch.testing.assert_close(out.weights, want.multiplier)
     assert torch.equal(out.index, want.index)
     torch.testing.assert_close(out.balance, load_balance(logits.softmax(-1), out.index))
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"estimator": "sparsemixer"},
+        {"top": 2},
+        {"estimator": gt.ReinMax(), "tau": lambda step: 0.5},
+        {"estimator": "dense"},
+    ],
+    ids=["v1", "top 2", "ReinMax", "dense"],
+)
+def test_a_router_compiles_in_one_graph_and_draws_inside_of_it(options, training, compiler):
+    layer = router(**options).train(training)
+    fast = compiler(layer)
+    seen = set()
+    for _ in range(8):
+        out = fast(INPUT)
+        (out.weights.sum() + out.balance).backward()
+        seen.add(tuple(out.index.flatten().tolist()))
+        assert torch.equal(out.index.sort(-1).values.diff(dim=-1) > 0, out.index[:, 1:] >= 0)
+    drawn = training and layer.estimator != "dense"
+    assert (len(seen) > 1) == drawn
+    assert layer.linear.weight.grad.isfinite().all()
+
+
+@rules
+def test_one_expert_always_runs_and_two_of_two_both(mixer):
+    x = normal(7, 1).requires_grad_()
+    for training in (True, False):
+        out = mixer(x, training=training)
+        assert out.multiplier.tolist() == [[1.0]] * 7
+        assert not torch.autograd.grad(out.multiplier.sum(), x)[0].any()
+    both = sparsemixer_v2(normal(7, 2), top=2)
+    assert torch.equal(both.index.sum(-1), torch.ones(7, dtype=torch.int64))
+    assert both.multiplier[:, 1].tolist() == [1.0] * 7
 
 
 @pytest.mark.parametrize("name", ROUTED)

@@ -1,6 +1,8 @@
 import math
 import pickle
+from fractions import Fraction
 
+import numpy as np
 import pytest
 import torch
 
@@ -41,6 +43,25 @@ def test_any_estimator_any_layer_and_any_loop_takes_it(schedule):
     layer = gt.nn.CategoricalLayer(2, 3, tau=schedule)
     gt.nn.step_temperatures(layer, 5)
     assert layer.tau.value == schedule(5)
+
+
+def test_numbers_of_other_libraries_and_whole_ones_are_numbers():
+    for kind in (np.float32, np.float64, Fraction, int):
+        one, two = kind(1), kind(2)
+        made = (
+            schedules.Constant(two),
+            schedules.Exponential(two, kind(0), one),
+            schedules.Linear(two, one, 4),
+            schedules.Cosine(two, one, 4),
+        )
+        for schedule in made:
+            assert schedule(0) == 2.0
+            assert type(schedule(0)) is type(schedule(3)) is float
+
+
+def test_ways_of_one_kind_are_equal_and_of_two_are_not():
+    assert schedules.Linear(2.0, 0.5, 40) == ALL["linear"] != ALL["cosine"]
+    assert repr(ALL["linear"]) == "Linear(start=2.0, end=0.5, steps=40)"
 
 
 def test_the_formulas():

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import abc
 import math
+import numbers
 from dataclasses import dataclass
 
 from ._errors import DomainError, UnsupportedError
 
 
 def _check(name: str, value: object, *, least: float = 0.0, strict: bool = True) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise UnsupportedError(f"{name} must be a number, but a {type(value).__name__} came.")
-    above = value > least if strict else value >= least
-    if not (above and math.isfinite(value)):
+    number = float(value)
+    above = number > least if strict else number >= least
+    if not (above and math.isfinite(number)):
         word = "above" if strict else "at least"
         raise DomainError(f"{name} must be finite and {word} {least:g}, but is {value}.")
 
@@ -91,11 +94,34 @@ class Exponential:
     def __call__(self, step: int) -> float:
         """Return the temperature of a step, counted from 0."""
         looked = step // self.every * self.every
-        return max(float(self.floor), self.start * math.exp(-self.rate * looked))
+        return max(float(self.floor), float(self.start) * math.exp(-self.rate * looked))
 
 
 @dataclass(frozen=True)
-class Linear:
+class _Way(abc.ABC):
+    """From one temperature to another, which then stays."""
+
+    start: float
+    end: float
+    steps: int
+
+    def __post_init__(self) -> None:
+        _check("start", self.start)
+        _check("end", self.end)
+        _check_steps("steps", self.steps)
+
+    def __call__(self, step: int) -> float:
+        """Return the temperature of a step, counted from 0."""
+        share = self._share(min(step / self.steps, 1.0))
+        return float(share * self.start + (1.0 - share) * self.end)
+
+    @abc.abstractmethod
+    def _share(self, done: float) -> float:
+        """Return the share of `start`, after so much of the steps."""
+
+
+@dataclass(frozen=True)
+class Linear(_Way):
     r"""A straight line from one temperature to another, which then stays.
 
     ``tau_t = start + (end - start) min(t / steps, 1)``.
@@ -115,23 +141,12 @@ class Linear:
         [2.0, 1.25, 0.5, 0.5]
     """
 
-    start: float
-    end: float
-    steps: int
-
-    def __post_init__(self) -> None:
-        _check("start", self.start)
-        _check("end", self.end)
-        _check_steps("steps", self.steps)
-
-    def __call__(self, step: int) -> float:
-        """Return the temperature of a step, counted from 0."""
-        done = min(step / self.steps, 1.0)
-        return (1.0 - done) * self.start + done * self.end
+    def _share(self, done: float) -> float:
+        return 1.0 - done
 
 
 @dataclass(frozen=True)
-class Cosine:
+class Cosine(_Way):
     r"""Half a cosine from one temperature to another, which then stays.
 
     ``tau_t = end + (start - end) (1 + cos(pi min(t / steps, 1))) / 2``.
@@ -154,17 +169,5 @@ class Cosine:
         Loshchilov, Hutter, ICLR 2017, arXiv:1608.03983, for learning rates.
     """
 
-    start: float
-    end: float
-    steps: int
-
-    def __post_init__(self) -> None:
-        _check("start", self.start)
-        _check("end", self.end)
-        _check_steps("steps", self.steps)
-
-    def __call__(self, step: int) -> float:
-        """Return the temperature of a step, counted from 0."""
-        done = min(step / self.steps, 1.0)
-        share = (1.0 + math.cos(math.pi * done)) / 2.0
-        return share * self.start + (1.0 - share) * self.end
+    def _share(self, done: float) -> float:
+        return (1.0 + math.cos(math.pi * done)) / 2.0

@@ -7,12 +7,12 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor, nn
 
-from .._errors import ConfigError, DomainError, UnsupportedError
+from .._errors import ConfigError, UnsupportedError
 from .._types import compute_dtype
 from ..estimators.base import AbstractEstimator
 from ..estimators.checks import check_count
 from ..kernels.checks import check_rows
-from ..routing import check_eps, load_balance, sparsemixer, sparsemixer_v2
+from ..routing import check_eps, check_top, load_balance, sparsemixer, sparsemixer_v2
 from ..sampling import check_pathwise, sample
 from .checks import project
 from .temperature import Schedule, Temperature, at_temperature, check_tempered
@@ -200,10 +200,7 @@ def _check_hard(estimator: object) -> AbstractEstimator:
 
 
 def _check_top(top: int, experts: int, estimator: object) -> int:
-    if check_count("top", top, 1) > experts:
-        raise DomainError(
-            f"top is {top}, but there are {experts} experts. Take a top of at most that many."
-        )
+    check_top(top, experts)
     if top > 1 and estimator != "sparsemixer_v2":
         raise ConfigError(
             f"top is {top}, but {estimator!r} runs {'all' if estimator == 'dense' else 'one'}. "

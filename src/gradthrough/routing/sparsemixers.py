@@ -1,4 +1,4 @@
-"""Sparse routing: one expert is drawn for each row and runs alone, and its router is trained."""
+"""SparseMixer and its second version: the multiplier of an expert as a quadrature."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ._attach import substitute
-from ._errors import DomainError, ShapeError, UnsupportedError
-from ._random import uniforms
-from ._types import FLOATS, compute_dtype
-from .estimators.checks import check_count, check_logits, check_switch
-from .kernels.checks import check_content, check_rows
-from .kernels.dispatch import draw
-from .laws.base import check_noise
+from .._attach import substitute
+from .._errors import DomainError, UnsupportedError
+from .._random import uniforms
+from .._types import compute_dtype
+from ..estimators.checks import check_count, check_logits, check_switch
+from ..kernels.checks import check_content, check_rows
+from ..kernels.dispatch import draw
+from ..laws.base import check_noise
 
 
 class Routed(NamedTuple):
@@ -164,69 +164,6 @@ def sparsemixer_v2(
     return _route(logits, _HEUN, top, eps, training, generator, noise)
 
 
-def load_balance(probs: Tensor, index: Tensor) -> Tensor:
-    r"""Tell how unevenly experts are used: a loss that is 1 where all are used alike.
-
-    ``N sum_i pbar_i f_i``, with pbar the mean of the probabilities over all rows and f_i the share
-    of the draws that went to expert i. The gradient goes to the probabilities alone.
-
-    Args:
-        probs: (\*batch, N), softmax of the router's logits, no expert left out.
-        index: int64 (\*batch, k), the experts that run.
-
-    Returns:
-        A number without dims, from 0 to N, in float32 or better; 0 for no rows.
-
-    Raises:
-        ShapeError: shapes that do not belong together.
-        DomainError: an expert that there is not.
-        UnsupportedError: another dtype.
-
-    Example:
-        >>> import torch
-        >>> from gradthrough.routing import load_balance
-        >>> probs = torch.tensor([[0.9, 0.1], [0.8, 0.2]])
-        >>> round(load_balance(probs, torch.tensor([[0], [0]])).item(), 6)
-        1.7
-        >>> round(load_balance(probs, torch.tensor([[0], [1]])).item(), 6)
-        1.0
-
-    Reference:
-        Fedus, Zoph, Shazeer, JMLR 2022, arXiv:2101.03961.
-    """
-    _check_use(probs, index)
-    experts = probs.shape[-1]
-    p = probs.to(compute_dtype(probs.dtype)).reshape(-1, experts)
-    chosen = index.reshape(-1)
-    zeros = torch.zeros(experts, dtype=torch.int64, device=index.device)
-    counts = zeros.scatter_add(0, chosen, torch.ones_like(chosen))
-    share = counts.to(p.dtype) / max(chosen.numel(), 1)
-    return experts * (p.sum(0) / max(p.shape[0], 1) * share).sum()
-
-
-def _check_use(probs: Tensor, index: Tensor) -> None:
-    if probs.dtype not in FLOATS or index.dtype != torch.int64:
-        raise UnsupportedError(
-            f"probs must be floating point and index int64, but are {probs.dtype} and "
-            f"{index.dtype}."
-        )
-    if not probs.ndim or not probs.shape[-1] or probs.shape[:-1] != index.shape[:-1]:
-        raise ShapeError(
-            f"probs must have shape (*batch, N) and index (*batch, k), but have "
-            f"{tuple(probs.shape)} and {tuple(index.shape)}. For one expert each, pass "
-            "index.unsqueeze(-1)."
-        )
-    check_content(index, partial(_check_index, probs.shape[-1]))
-
-
-def _check_index(experts: int, index: Tensor) -> None:
-    if index.numel() and not bool(((index >= 0) & (index < experts)).all()):
-        raise DomainError(
-            f"index must lie between 0 and {experts - 1}, but runs from {int(index.min())} to "
-            f"{int(index.max())}."
-        )
-
-
 def _route(
     logits: Tensor,
     rule: _Quadrature,
@@ -237,11 +174,7 @@ def _route(
     noise: Tensor | None,
 ) -> Routed:
     check_logits(logits, -1)
-    experts = logits.shape[-1]
-    if check_count("top", top, 1) > experts:
-        raise DomainError(
-            f"top is {top}, but there are {experts} experts. Take a top of at most that many."
-        )
+    check_top(top, logits.shape[-1])
     eps = check_eps(eps)
     shape = (*logits.shape[:-1], top, 2)
     u: Tensor | None = None
@@ -249,6 +182,8 @@ def _route(
         given = noise is not None
         u = check_noise(noise, shape, logits, generator) if given else None
         u = uniforms(shape, logits.device, generator) if u is None else u
+    if top > 1:  # of a single one, the draw itself says what is wrong
+        check_content(logits, partial(_check_left, top))
     x = logits.to(compute_dtype(logits.dtype))
     found: list[tuple[Tensor, Tensor]] = []
     for j in range(top):
@@ -258,6 +193,26 @@ def _route(
             x = x.scatter(-1, found[-1][1], -torch.inf)
     multipliers, indices = zip(*found, strict=True)
     return Routed(torch.cat(multipliers, -1).to(logits.dtype), torch.cat(indices, -1))
+
+
+def check_top(top: object, experts: int) -> int:
+    """Return how many experts run, else say what came."""
+    count = check_count("top", top, 1)
+    if count > experts:
+        raise DomainError(
+            f"top is {top}, but there are {experts} experts. Take a top of at most that many."
+        )
+    return count
+
+
+def _check_left(top: int, logits: Tensor) -> None:
+    left = (logits != -torch.inf).sum(-1)
+    # A row without any is refused where it is drawn, as one with NaN is.
+    if short := int(((left > 0) & (left < top)).sum()):
+        raise DomainError(
+            f"top is {top}, but {short} of {left.numel()} rows have fewer experts that are not "
+            "masked (-inf). Take a smaller top, or mask fewer experts."
+        )
 
 
 def check_eps(eps: object) -> float | None:
