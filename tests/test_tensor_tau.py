@@ -1,3 +1,5 @@
+import re
+
 import pytest
 import torch
 
@@ -82,6 +84,76 @@ def test_the_derivative_in_tau_is_that_of_the_surrogate(key):
 
     h = 1e-6
     torch.testing.assert_close(found, (moved(h) - moved(-h)) / (2 * h), rtol=1e-6, atol=1e-8)
+
+
+def all_noise(nodes=4_001, reach=40.0):
+    """Noise of two Gumbels by their difference L, which alone counts; L; and its density."""
+    x = torch.linspace(-reach, reach, nodes, dtype=torch.float64)
+    pair = 2.0 + torch.stack((x, -x), -1).clamp_min(0.0)
+    density = torch.sigmoid(x) * torch.sigmoid(-x) * (x[1] - x[0])
+    return -torch.expm1(-torch.exp(-pair)), x, density
+
+
+def curved(z):
+    return (2.0 * z[..., 0] - 0.3).pow(3) + z[..., 1].square()
+
+
+@pytest.mark.parametrize("tau", [0.3, 0.8, 2.0])
+def test_of_a_soft_sample_the_mean_slope_in_tau_is_that_of_the_mean(tau):
+    noise, apart, density = all_noise()
+
+    def mean(t):
+        s = torch.sigmoid((0.4 + apart) / t)
+        return (density * curved(torch.stack((s, 1.0 - s), -1))).sum().item()
+
+    x = torch.tensor([0.4, 0.0], dtype=torch.float64).expand(noise.shape)
+    leaf = torch.tensor(tau, dtype=torch.float64, requires_grad=True)
+    value = (density * curved(make("gumbel_softmax", leaf).sample(x, noise))).sum()
+    assert value.item() == pytest.approx(mean(tau), rel=1e-12)
+    (found,) = torch.autograd.grad(value, leaf)
+    h = 1e-5
+    assert found.item() == pytest.approx((mean(tau + h) - mean(tau - h)) / (2 * h), rel=1e-7)
+
+
+def test_of_a_hard_sample_the_mean_has_no_tau_and_the_surrogate_has():
+    noise, _, density = all_noise()
+    x = torch.tensor([0.4, 0.0], dtype=torch.float64)
+    values, slopes = [], []
+    for tau in (0.3, 0.8):
+        leaf = torch.tensor(tau, dtype=torch.float64, requires_grad=True)
+        z = make("stgs", leaf).sample(x.expand(noise.shape), noise)
+        value = (density * curved(z)).sum()
+        values.append(value.item())
+        slopes.append(torch.autograd.grad(value, leaf)[0].item())
+    want = (x.softmax(-1) * curved(torch.eye(2, dtype=torch.float64))).sum().item()
+    assert values[0] == values[1] == pytest.approx(want, abs=1e-2)  # a jump on a grid
+    assert min(map(abs, slopes)) > 1e-2
+
+
+BITS = torch.linspace(0.3, 2.0, 15, dtype=torch.float64).reshape(3, 5)
+
+
+@pytest.mark.parametrize("tau", [BITS, BITS[0], BITS[:, :1], BITS[:1, :1]], ids=lambda x: x.shape)
+def test_a_tau_of_bits_broadcasts_with_their_logits(tau):
+    q, f = gt.Bernoulli(logits(3, 5), event_dims=1), lambda z: z.sum(-1).sin()
+    noise = torch.rand(1, 3, 5, 2, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    value = gt.expect(f, q, make("stgs", tau), noise=noise)
+    (found,) = torch.autograd.grad(value.sum(), q.logits)
+    for place in ((0, 0), (1, 3), (2, 4)):
+        one = gt.expect(f, q, make("stgs", tau.expand(3, 5)[place].item()), noise=noise)
+        (want,) = torch.autograd.grad(one.sum(), q.logits)
+        torch.testing.assert_close(found[place], want[place])
+    z = gt.distributions.Bernoulli(logits=q.logits, estimator=make("stgs", tau))
+    (found,) = torch.autograd.grad(f(z.rsample(noise=noise[0])).sum(), q.logits)
+    (want,) = torch.autograd.grad(gt.expect(f, q, make("stgs", tau), noise=noise).sum(), q.logits)
+    torch.testing.assert_close(found, want)
+
+
+def test_a_tau_of_bits_that_fits_no_row_is_refused_in_the_shapes_of_the_user():
+    q = gt.Bernoulli(logits(3, 5), event_dims=1)
+    for shape in ((2, 5), (5, 1), (3, 5, 1, 1), (3,)):
+        with pytest.raises(gt.ShapeError, match=rf"{re.escape(str(shape))}.*\(1, 3, 5\)"):
+            gt.expect(lambda z: z.sum(-1), q, make("stgs", torch.ones(shape)))
 
 
 @pytest.mark.parametrize("key", FIXED)

@@ -14,6 +14,7 @@ from .._errors import DomainError, ShapeError, UnsupportedError
 from ..estimators.base import AbstractEstimator
 from ..estimators.pathwise import AbstractPathwise
 from ..estimators.reinmax import ReinMax
+from ..estimators.tempered import with_classes
 from ..kernels.checks import check_content, check_rows
 from ..laws.base import Distribution as Law
 from ..sampling import check_pathwise
@@ -114,7 +115,8 @@ class AbstractSampled(td.Distribution, abc.ABC):
         """
         logits = self._law.class_logits()
         rows = logits.expand(*sample_shape, *logits.shape)
-        z = draw(rows, self.estimator, generator=generator, noise=noise)
+        one = with_classes(self.estimator, self._law)
+        z = draw(rows, one, generator=generator, noise=noise)
         return self._law.from_classes(z)
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:

@@ -30,6 +30,10 @@ class MeasureValued(AbstractEstimator):
       y is of the double-sided Maxwell law. The log-normal has both from its normal.
     - ``rate`` of the exponential: c = 1/rate, z against z + z'. Of the gamma:
       concentration/rate, z against a gamma with a concentration of 1 more.
+    - ``concentration`` of the gamma G, with rate 1: ``int e^{-x}/x (E f(G + x) - E f(G)) dx``, the
+      jumps that it makes as it grows. The measure has no total c, so x is of Gamma(1/2) and the
+      difference is weighted by ``(pi / x)^{1/2}``. Those of the beta: the same, for the two gammas
+      of which it is a share.
     - ends of a uniform: the density, the end against z. ``rate`` of Poisson: c = 1, z + 1 against
       z.
     - geometric: dE/dp, c = 1/p, z against z + z' + 1. Binomial: c = n, one trial that is 1 against
@@ -40,7 +44,8 @@ class MeasureValued(AbstractEstimator):
 
     Raises:
         UnsupportedError: a parameter that needs a gradient has no such derivative here: the
-            concentration of gamma, beta and Dirichlet, df of Student's t.
+            concentration of a Dirichlet, df of Student's t. (A Dirichlet is a row of independent
+            gammas, over their sum: take those, and divide in f.)
 
     Example:
         >>> import torch, gradthrough as gt

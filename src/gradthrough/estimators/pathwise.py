@@ -18,7 +18,7 @@ from ..kernels.eager import AbstractKernel
 from ..laws.base import Distribution, check_noise
 from .base import AbstractEstimator, Draw, Estimate
 from .checks import check_logits
-from .tempered import launch_tempered, spread_along, temperature_of
+from .tempered import launch_tempered, spread_along, temperature_of, with_classes
 
 
 class AbstractPathwise(AbstractEstimator):
@@ -45,7 +45,8 @@ class AbstractPathwise(AbstractEstimator):
 
     def draw(self, dist: Distribution, noise: Tensor) -> Draw:
         """Draw samples that carry their Jacobian."""
-        return Draw(dist.from_classes(self.sample(dist.class_logits(), noise)), dist)
+        one = with_classes(self, dist)
+        return Draw(dist.from_classes(one.sample(dist.class_logits(), noise)), dist)
 
     def combine(
         self, draws: Sequence[Draw], values: Tensor, point_gradients: Tensor | None = None

@@ -1,13 +1,15 @@
 """Kernels whose temperature is a tensor: another one for each row, or one that is learned.
 
 In plain torch, with the graph of the surrogate held for autograd: a term softmax((theta + c) / tau)
-has a derivative in tau, too, ``-J(p) log p / tau``.
+has a derivative in tau, too, ``-J(p) log p / tau``. Of a soft sample that is the derivative of
+E f(S). No law of a hard sample has tau in it, so that E f(D) has the derivative 0 in tau: there it
+is the surrogate's alone.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -18,12 +20,32 @@ from .._types import compute_dtype
 from ..kernels.checks import check_rows
 from ..kernels.eager import AbstractKernel, Kept
 from ..kernels.softmax import centre, one_hot
+from ..laws.base import Distribution
+from .base import AbstractEstimator
+
+_E = TypeVar("_E", bound=AbstractEstimator)
 
 
 def temperature_of(kernel: AbstractKernel) -> Tensor | None:
     """Return the temperature of a kernel where it is a tensor."""
     tau = getattr(kernel, "tau", None)
     return tau if isinstance(tau, Tensor) else None
+
+
+def with_classes(estimator: _E, dist: Distribution) -> _E:
+    """Return the estimator with a tau for the class logits, from one for the logits of a law."""
+    tau = getattr(estimator, "tau", None)
+    if not isinstance(tau, Tensor):
+        return estimator
+    lacking = dist.logits.ndim - tau.ndim
+    pairs = zip(tau.shape, dist.logits.shape[max(lacking, 0) :], strict=lacking >= 0)
+    if lacking < 0 or any(a not in (1, b) for a, b in pairs):
+        raise ShapeError(
+            f"tau of shape {tuple(tau.shape)} must broadcast with logits of shape "
+            f"{tuple(dist.logits.shape)}, whose first dim is the samples. One for each row has a "
+            "size of 1 in the dims behind the rows."
+        )
+    return dataclasses.replace(cast(Any, estimator), tau=dist.class_tensor(tau))
 
 
 def spread_along(tau: Tensor, logits: Tensor, dim: int) -> Tensor:
@@ -36,9 +58,12 @@ def spread_along(tau: Tensor, logits: Tensor, dim: int) -> Tensor:
     shape = (1,) * (logits.ndim - tau.ndim) + tuple(tau.shape)
     fits = len(shape) == logits.ndim and shape[dim] == 1
     if not fits or any(a not in (1, b) for a, b in zip(shape, logits.shape, strict=True)):
+        one_each = list(logits.shape)
+        one_each[dim] = 1
         raise ShapeError(
             f"tau of shape {tuple(tau.shape)} must broadcast with logits of shape "
-            f"{tuple(logits.shape)}, and be the same for all classes: size 1 along dim {dim}."
+            f"{tuple(logits.shape)}, and be the same for all classes: size 1 along dim {dim}. One "
+            f"for each row has shape {tuple(one_each)}."
         )
     return tau.reshape(shape).movedim(dim, -1)
 

@@ -59,6 +59,10 @@ class Distribution(Law):
     def class_logits(self) -> Tensor:
         r"""Return the logits as those of a categorical, (\*batch, \*event, C)."""
 
+    def class_tensor(self, x: Tensor) -> Tensor:
+        """Return what broadcasts with the logits so that it broadcasts with the `class_logits`."""
+        return x
+
     @abc.abstractmethod
     def from_classes(self, z: Tensor) -> Tensor:
         """Turn points of the categorical form (..., C) into points of this family."""

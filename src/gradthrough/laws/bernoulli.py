@@ -91,6 +91,10 @@ class Bernoulli(Distribution):
         r"""Return the logits of b = 1 and b = 0, (\*batch, \*event, 2)."""
         return torch.stack((self.logits, torch.zeros_like(self.logits)), -1)
 
+    def class_tensor(self, x: Tensor) -> Tensor:
+        """Return what broadcasts with the logits with a dim of classes behind."""
+        return x.unsqueeze(-1)
+
     def from_classes(self, z: Tensor) -> Tensor:
         """Return the first class of (..., 2)."""
         return z[..., 0]
