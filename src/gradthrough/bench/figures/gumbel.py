@@ -86,7 +86,8 @@ def _png(rows: Sequence[Row], draws: int) -> bytes:
         edges = [*(row["left"] for row in bins), bins[-1]["right"]]
         values = [row["value"] for row in bins]
         third.stairs(values, edges, fill=True, color=COLOURS[5], alpha=0.6)
-        _line(third, parts["density"], "value", f"{draws:,} draws", "g", "share / width of a bin")
+        title = f"{draws:,} draws, and the density"
+        _line(third, parts["density"], "value", title, "g", "share / width of a bin")
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", dpi=110, metadata={"Software": None})
     return buffer.getvalue()

@@ -55,7 +55,8 @@ def _png(rows: Sequence[Mapping[str, Any]], draws: int) -> bytes:
 
     exact = [Mark(str(row["class"]), *[row["softmax"]] * 3) for row in rows]
     drawn = [Mark(str(row["class"]), row["frequency"], row["low"], row["high"]) for row in rows]
-    looks = {"softmax": Style(COLOURS[6], 0), f"{draws:,} draws of argmax": Style(COLOURS[5], 0)}
+    counted = f"{draws:,} draws of argmax(θ + G), 95 %"
+    looks = {"softmax(θ)": Style(COLOURS[6], 0), counted: Style(COLOURS[5], 0)}
     lines = [
         Line(name, style, tuple(marks), ())
         for (name, style), marks in zip(looks.items(), (exact, drawn), strict=True)

@@ -26,7 +26,7 @@ LOOKS = {
     "exact": Style(COLOURS[2], 0),
     "drawn": Style(COLOURS[0], 2),
     "what 1/τ would be": Style(COLOURS[6], 1),
-    "what 1/τ² would be": Style(COLOURS[1], 1),
+    "what 1/τ² would be": Style(COLOURS[1], 3),
 }
 Row = Mapping[str, Any]
 
