@@ -294,8 +294,10 @@ def test_what_a_model_must_not_return_is_refused():
         options = {"start": torch.zeros(2, dtype=torch.int64), "max_length": 2} | options
         return s.stochastic_beam_search(step, state, 2, **options)
 
-    with pytest.raises(gt.UnsupportedError, match="must return"):
+    with pytest.raises(gt.UnsupportedError, match=r"must return .* returned a Tensor"):
         run(lambda state, tokens: TABLE[tokens])
+    with pytest.raises(gt.UnsupportedError, match=r"returned a list of \(Tensor, NoneType\)"):
+        run(lambda state, tokens: [TABLE[tokens], state])
     with pytest.raises(gt.UnsupportedError, match="logits of step"):
         run(lambda state, tokens: (TABLE[tokens].long(), state))
     with pytest.raises(gt.ShapeError, match="must return logits"):

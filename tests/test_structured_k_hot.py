@@ -63,6 +63,14 @@ def test_points_sum_to_k_and_have_no_negative_entry(k):
         assert bool((z >= 0).all())
 
 
+@pytest.mark.parametrize(("lead", "want"), [(0.2, [2.0, 1.0, 0.0]), (3.0, [1.0, 1.0, 1.0])])
+def test_a_lead_below_tau_times_the_distance_is_picked_twice(lead, want):
+    """Not only at a high temperature; the docstring warns of it."""
+    x, tau = torch.tensor([100.0 + lead, 100.0, 0.0], dtype=F64), 0.02
+    point = s.relaxed_k_hot(x, 3, tau, noise=torch.full((3,), 0.5, dtype=F64))
+    close(point, torch.tensor(want, dtype=F64), 1e-4)
+
+
 @pytest.mark.parametrize("k", range(1, 7))
 def test_the_hard_point_is_the_draw_and_the_limit_of_the_soft_one(k):
     x, u = normal(50, 6, seed=5), uniform(50, 6, seed=5)

@@ -13,6 +13,7 @@ from scipy import stats
 import gradthrough as gt
 from gradthrough import structured as s
 from gradthrough.structured import permutations as solving
+from gradthrough.structured import scaling
 from problems import F64, normal, uniform
 
 LEVEL = 1e-5
@@ -196,3 +197,43 @@ def test_what_is_no_square_matrix_or_option_is_refused():
             f(x, iterations=0)
     with pytest.raises(gt.UnsupportedError, match="hard"):
         s.gumbel_sinkhorn(x, hard=1)
+
+
+@pytest.mark.parametrize("iterations", [1, 2, 3, 7, 20])
+def test_the_backward_of_all_iterations_at_once_is_that_of_one_after_the_other(iterations):
+    x = normal(2, 5, 5, seed=16).masked_fill(torch.eye(5, dtype=torch.bool), -INF)
+    x.requires_grad_()
+    got, want = scaling.scaled(x, iterations), scaling._unrolled(x, iterations)
+    assert torch.equal(got, want)
+    c = normal(2, 5, 5, seed=17)
+    (g,) = torch.autograd.grad((got * c).sum(), x, retain_graph=True)
+    close(g, torch.autograd.grad((want * c).sum(), x, retain_graph=True)[0], 1e-14)
+    assert g.abs().max() > 1e-3
+    second, expected = (
+        torch.autograd.grad(
+            torch.autograd.grad((p * c).sum(), x, create_graph=True)[0].square().sum(), x
+        )[0]
+        for p in (got, want)
+    )
+    close(second, expected, 1e-13)
+
+
+def test_what_is_kept_for_the_backward_is_two_matrices_and_vectors():
+    n, held = 50, {}
+
+    def pack(t):
+        held[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes() // 8
+        return t
+
+    x = normal(n, n, seed=18).requires_grad_()
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        s.sinkhorn(x, 0.5, 40)
+    assert sum(held.values()) <= 2 * n * n + 80 * n
+
+
+def test_every_row_of_a_jacobian_can_be_asked_for_at_once():
+    x = normal(3, 3, seed=19)
+    jacobian = torch.autograd.functional.jacobian
+    for strategy in ("reverse-mode", "forward-mode"):
+        got = jacobian(s.sinkhorn, x, vectorize=True, strategy=strategy)
+        close(got, jacobian(s.sinkhorn, x))

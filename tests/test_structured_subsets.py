@@ -9,7 +9,7 @@ from scipy import stats
 
 import gradthrough as gt
 from gradthrough import structured as s
-from gradthrough.structured.tree import grow
+from gradthrough.structured.tree import plant
 from problems import F64, normal, uniform
 
 LEVEL = 1e-5
@@ -159,11 +159,12 @@ def test_many_classes(n, k, dtype):
     assert torch.autograd.grad((z * x.detach()).sum(), x)[0].isfinite().all()
 
 
-@pytest.mark.parametrize("k", [1, 5, 64])
-def test_no_node_holds_more_counts_than_it_has_classes(k):
-    """Or the cost would be n k^2."""
-    levels = grow(torch.zeros(2, 64), k)
-    assert [tuple(x.shape) for x in levels] == [(min(1 << i, k) + 1, 64 >> i) for i in range(7)]
+@pytest.mark.parametrize(("k", "counted"), [(1, 1), (5, 5), (32, 32), (59, 5), (64, 0)])
+def test_no_node_holds_more_counts_than_it_has_classes(k, counted):
+    """Or the cost would be n k^2. Beyond half of the classes, those left out are counted."""
+    levels = plant(torch.zeros(64, dtype=F64), k).levels
+    sizes = [2, *(min(1 << i, counted) + 1 for i in range(1, 7))]
+    assert [tuple(x.shape) for x in levels] == [(m, 64 >> i) for i, m in enumerate(sizes)]
 
 
 # --- draws

@@ -29,7 +29,7 @@ def check_step(returned: object, tokens: Tensor) -> tuple[Tensor, State]:
     if len(pair) != 2 or not isinstance(pair[0], Tensor):
         raise UnsupportedError(
             "step must return (logits, state), a tensor and what the next call is given, but "
-            f"returned {returned!r}."
+            f"returned {_named(cast(object, returned))}."
         )
     logits, state = pair
     if logits.dtype not in FLOATS:
@@ -44,6 +44,15 @@ def check_step(returned: object, tokens: Tensor) -> tuple[Tensor, State]:
         )
     mapped(state, lambda x: _check_state(x, tokens))
     return logits, state
+
+
+def _named(x: object) -> str:
+    """Name what came by its types: the numbers of a tensor would fill the message."""
+    name = f"a {type(x).__name__}"
+    if not isinstance(x, tuple | list):
+        return name
+    parts = (type(part).__name__ for part in cast("tuple[object, ...]", x))
+    return f"{name} of ({', '.join(parts)})"
 
 
 def with_beam(x: Tensor, batch: tuple[int, ...]) -> Tensor:

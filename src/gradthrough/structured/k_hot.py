@@ -24,8 +24,10 @@ def relaxed_k_hot(
     ``a_(j+1) = a_j + log(1 - p_j)``; the point is the sum of the p_j. As tau goes to 0 it becomes
     the k-hot point of `gumbel_top_k`. Time and the memory of the graph are O(n k).
 
-    The entries are at least 0 and sum to k. At a high tau one can exceed 1: nothing forbids that
-    a class is chosen in part several times.
+    The entries are at least 0 and sum to k, but one can exceed 1. A step pushes the largest a_j
+    down by about its lead over the next, divided by tau; where that lead is less than tau times the
+    distance to what should be picked later, the same class is picked again. That is common when
+    logits are far apart and tau is not small; `simple` has no such points.
 
     Args:
         logits: (\*batch, n); -inf masks a class.

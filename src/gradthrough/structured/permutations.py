@@ -15,6 +15,7 @@ from ..estimators.checks import check_count, check_logits, check_positive, check
 from ..kernels.checks import check_content, check_rows
 from ..kernels.softmax import centre
 from .checks import draw
+from .scaling import scaled
 
 
 def sinkhorn(scores: Tensor, tau: float = 1.0, iterations: int = 20) -> Tensor:
@@ -27,7 +28,7 @@ def sinkhorn(scores: Tensor, tau: float = 1.0, iterations: int = 20) -> Tensor:
     Args:
         scores: (\*batch, n, n); -inf forbids an entry.
         tau: temperature, above 0.
-        iterations: at least 1; each keeps two matrices for the backward.
+        iterations: at least 1. The backward keeps one matrix and two vectors for each iteration.
 
     Returns:
         Shape and dtype of the scores. Columns sum to 1, rows nearly, once there were enough
@@ -126,11 +127,7 @@ def _sound(scores: object) -> Tensor:
 
 def _scale(x: Tensor, tau: float, iterations: int) -> Tensor:
     check_count("iterations", iterations, 1)
-    x = x / check_positive("tau", tau)
-    for _ in range(iterations):
-        x = x - x.logsumexp(-1, keepdim=True)
-        x = x - x.logsumexp(-2, keepdim=True)
-    return x.exp()
+    return scaled(x / check_positive("tau", tau), iterations)
 
 
 def _solver() -> ModuleType:

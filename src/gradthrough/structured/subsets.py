@@ -6,8 +6,7 @@ from torch import Tensor
 from .._errors import DomainError, ShapeError, UnsupportedError
 from ..kernels.checks import check_content
 from .checks import check_choice, sound_rows
-from .log_space import LOW
-from .tree import coefficient, divergence, grow, leaves, marginals, occupancies
+from .tree import Tree, chances, log_root, plant
 
 
 def subset_marginals(logits: Tensor, k: int) -> Tensor:
@@ -33,8 +32,8 @@ def subset_marginals(logits: Tensor, k: int) -> Tensor:
     Reference:
         Ahmed, Zeng, Niepert, Van den Broeck, ICLR 2023, arXiv:2210.01941.
     """
-    logits, k, levels = tree_of(logits, k)
-    return marginals(levels, k).to(logits.dtype)
+    logits, k, tree = tree_of(logits, k)
+    return chances(tree)[0].to(logits.dtype)
 
 
 def subset_log_partition(logits: Tensor, k: int) -> Tensor:
@@ -60,12 +59,9 @@ def subset_log_partition(logits: Tensor, k: int) -> Tensor:
     Reference:
         Ahmed, Zeng, Niepert, Van den Broeck, ICLR 2023, arXiv:2210.01941.
     """
-    logits, k = check_choice(logits, k)
-    x = sound_rows(logits, k)
-    leaf, shift, constants = leaves(x, k)
-    total = coefficient(grow(leaf, k), k) + constants.sum(-1)
-    largest = logits.detach().amax(-1).to(x.dtype)  # what `sound_rows` took off
-    return (total + k * (shift + largest)).to(logits.dtype)
+    logits, k, tree = tree_of(logits, k)
+    largest = logits.detach().amax(-1).double()  # what `sound_rows` took off
+    return (log_root(tree) + tree.scale + k * largest).to(logits.dtype)
 
 
 def subset_log_prob(logits: Tensor, k: int, z: Tensor) -> Tensor:
@@ -97,12 +93,12 @@ def subset_log_prob(logits: Tensor, k: int, z: Tensor) -> Tensor:
     Reference:
         Ahmed, Zeng, Niepert, Van den Broeck, ICLR 2023, arXiv:2210.01941.
     """
-    logits, k = check_choice(logits, k)
-    chosen = _check_points(z, k, logits)
-    leaf, _, _ = leaves(sound_rows(logits, k), k)
-    outside, inside = leaf.movedim(1, -1)
-    total = torch.where(chosen, inside, outside).sum(-1) - coefficient(grow(leaf, k), k)
-    return total.masked_fill(total.detach() < LOW / 2, -torch.inf).to(logits.dtype)
+    checked, k = check_choice(logits, k)
+    chosen = _check_points(z, k, checked)
+    logits, k, tree = tree_of(logits, k)
+    total = torch.where(chosen, tree.log_in, tree.log_out).sum(-1) - log_root(tree)
+    impossible = (chosen & tree.masked).any(-1)
+    return total.masked_fill(impossible, -torch.inf).to(logits.dtype)
 
 
 def subset_entropy(logits: Tensor, k: int) -> Tensor:
@@ -127,8 +123,10 @@ def subset_entropy(logits: Tensor, k: int) -> Tensor:
     Reference:
         Ahmed, Zeng, Niepert, Van den Broeck, ICLR 2023, arXiv:2210.01941.
     """
-    logits, k, levels = tree_of(logits, k)
-    return divergence(levels, None, occupancies(levels, k)).to(logits.dtype)
+    logits, k, tree = tree_of(logits, k)
+    chosen, left = chances(tree)
+    coins = (chosen * tree.log_in + left * tree.log_out).sum(-1)
+    return _not_negative(log_root(tree) - coins).to(logits.dtype)
 
 
 def subset_kl(logits: Tensor, other: Tensor, k: int) -> Tensor:
@@ -163,16 +161,23 @@ def subset_kl(logits: Tensor, other: Tensor, k: int) -> Tensor:
             f"KL needs logits of one shape, but got {tuple(logits.shape)} and "
             f"{tuple(other.shape)}. Expand them."
         )
-    wider = (other.detach().isneginf() & ~logits.detach().isneginf()).any(-1)
-    total = divergence(p, q, occupancies(p, k))
-    wider = wider & ~total.detach().isnan()  # what is unsound stays NaN
+    chosen, left = chances(p)
+    coins = chosen * (p.log_in - q.log_in) + left * (p.log_out - q.log_out)
+    total = _not_negative(coins.sum(-1) + log_root(q) - log_root(p))
+    # What is unsound stays NaN.
+    wider = (q.masked & ~p.masked).any(-1) & ~total.detach().isnan()
     return total.masked_fill(wider, torch.inf).to(logits.dtype)
 
 
-def tree_of(logits: Tensor, k: int) -> tuple[Tensor, int, list[Tensor]]:
-    """Return what came, checked, and the tree over its classes."""
+def tree_of(logits: Tensor, k: int) -> tuple[Tensor, int, Tree]:
+    """Return what came, checked, and the tree over its classes, in float64."""
     logits, k = check_choice(logits, k)
-    return logits, k, grow(leaves(sound_rows(logits, k), k)[0], k)
+    return logits, k, plant(sound_rows(logits.double(), k), k)
+
+
+def _not_negative(x: Tensor) -> Tensor:
+    """Lift what rounding took below 0. The derivatives stay: a divergence of 0 has a second one."""
+    return x - x.detach().clamp_max(0.0)
 
 
 def _check_points(z: object, k: int, logits: Tensor) -> Tensor:
