@@ -14,6 +14,8 @@ from torch.autograd import DeviceType
 from torch.autograd.graph import saved_tensors_hooks
 from torch.profiler import ProfilerActivity, profile
 
+from gradthrough.auditing.cost import allocated_bytes
+
 PARTS = ("forward", "backward", "both")
 # Bytes that must move, in units of the logits: forward, logits in and sample out; backward,
 # upstream gradient and logits in, gradient out. A copy moves 2.
@@ -172,42 +174,10 @@ def peak_bytes(problem: Problem, forward: Forward) -> Numbers:
     device = problem.logits.device
     z = forward(problem.logits)
     return Numbers(
-        _peak(lambda: forward(problem.logits), device),
-        _peak(lambda: problem.gradient(z), device),
-        _peak(lambda: problem.gradient(forward(problem.logits)), device),
+        allocated_bytes(lambda: forward(problem.logits), device),
+        allocated_bytes(lambda: problem.gradient(z), device),
+        allocated_bytes(lambda: problem.gradient(forward(problem.logits)), device),
     )
-
-
-def _peak(step: Callable[[], object], device: torch.device) -> int:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        step()
-        torch.cuda.synchronize(device)
-        return torch.cuda.max_memory_allocated(device) - before
-    # Not auditing.cost.peak_bytes, which counts alike in plain torch: it watches the dispatcher,
-    # and torch.compile does not run compiled code under a watched dispatcher.
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
-        step()
-    now = peak = 0
-    for _, change in sorted(_allocations(profiled)):
-        now += change
-        peak = max(peak, now)
-    return peak
-
-
-def _allocations(profiled: profile) -> Iterator[tuple[int, int]]:
-    """Yield (nanosecond, bytes taken or, negative, given back)."""
-    assert profiled.profiler is not None
-    results = profiled.profiler.kineto_results
-    assert results is not None
-    todo = list(results.experimental_event_tree())
-    while todo:
-        event = todo.pop()
-        todo += event.children
-        if event.tag.name == "Allocation":
-            yield event.start_time_ns, event.extra_fields.alloc_size
 
 
 def saved_bytes(problem: Problem, forward: Forward) -> int:

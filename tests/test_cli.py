@@ -9,10 +9,11 @@ from typing import Literal, get_args, get_origin, get_type_hints
 import pytest
 
 import gradthrough as gt
-from gradthrough import cli
+from gradthrough import cli, cli_list, cli_options
 from gradthrough.bench import records, summary
 from gradthrough.bench.config import RunConfig
 from gradthrough.bench.demo import demo
+from gradthrough.bench.tasks import TASKS
 from gradthrough.bench.tasks.bernoulli_vae import BernoulliVAE
 from gradthrough.bench.tasks.vae import VAE
 from gradthrough.bench.typed import as_declared
@@ -30,7 +31,7 @@ def test_list_names_every_estimator(capsys):
 def test_the_readme_holds_the_table_of_the_traits(capsys):
     cli.main(["list", "--markdown"])
     table = capsys.readouterr().out.strip()
-    assert table == cli.markdown_table()
+    assert table == cli_list.markdown_table()
     assert table in README.read_text(encoding="utf-8"), "run: gradthrough list --markdown"
 
 
@@ -67,6 +68,23 @@ def test_a_compiled_step_is_another_setting_of_the_report(tmp_path):
         records.write(tmp_path / f"{one.key}.jsonl", [start])
     rows = summary.settings(summary.collect(tmp_path))
     assert set(rows["compile"].to_list()) == {None, "default"}
+
+
+def test_an_empty_file_is_of_a_run_that_has_not_begun(tmp_path, capsys):
+    (tmp_path / "b.jsonl").touch()
+    with pytest.raises(gt.ConfigError, match="no records"):
+        summary.collect(tmp_path)
+    one = RunConfig("polynomial", {}, "st")
+    start = records.Record("start", one.key, config=one.as_dict())
+    records.write(tmp_path / f"{one.key}.jsonl", [start])
+    (tmp_path / "cut.jsonl").write_text(start.line()[:40])  # killed as it wrote its first line
+    assert summary.collect(tmp_path)["key"].to_list() == [one.key]
+
+
+def test_a_file_that_is_not_records_is_named(tmp_path):
+    (tmp_path / "b.jsonl").write_text("3\n")
+    with pytest.raises(gt.DomainError, match=r"b\.jsonl: not a record"):
+        summary.collect(tmp_path)
 
 
 def test_flags_make_the_config_they_say(tmp_path):
@@ -115,9 +133,9 @@ def test_binary_latents_train_from_the_command_line(tmp_path, capsys):
 
 
 def test_options_that_can_be_typed_are_offered_and_no_others():
-    offered = {f.name: f for f in fields(cli.estimator_options())}
+    offered = {f.name: f for f in fields(cli_options.estimator_options())}
     for kind in gt.ESTIMATORS.values():
-        for name in cli.option_names(kind):
+        for name in cli_list.option_names(kind):
             hint = get_type_hints(kind)[name]
             members = get_args(hint) or (hint,)
             typed = any(m in (int, float, bool, str) or get_origin(m) is Literal for m in members)
@@ -126,6 +144,42 @@ def test_options_that_can_be_typed_are_offered_and_no_others():
     assert as_declared(gt.GumbelRao, {"tau": 1, "k": 10}) == {"tau": 1.0, "k": 10}
     assert type(as_declared(gt.GumbelRao, {"tau": 1})["tau"]) is float
     assert type(as_declared(gt.GumbelRao, {"k": 10})["k"]) is int
+
+
+@pytest.mark.parametrize("command", ["bench run", "audit"])
+@pytest.mark.parametrize("name", TASKS)
+def test_every_task_shows_each_of_its_options(command, name, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    with pytest.raises(SystemExit) as stop:
+        cli.main([*command.split(), name, "--help"])
+    assert stop.value.code in (0, None)
+    text = capsys.readouterr().out
+    for option in fields(TASKS[name]):
+        flag = option.name.replace("_", "-")
+        assert re.search(rf"--(task\.|no-)?{flag}[ ,]", text), flag
+
+
+def test_an_option_of_the_task_and_one_of_the_estimator_may_have_one_name(tmp_path):
+    words = "bench run gradient_accuracy --dataset digits --latents 2 --classes 2 --hidden 8"
+    flags = "--epochs 1 --probe-epochs 2 --estimator stgs --tau 0.5 --task.tau 2 --out"
+    cli.main([*words.split(), *flags.split(), str(tmp_path)])
+    task = TASKS["gradient_accuracy"](
+        "digits", latents=2, classes=2, hidden=(8,), probe_epochs=(2,), tau=2.0
+    )
+    want = RunConfig("gradient_accuracy", task.options(), "stgs", {"tau": 0.5}, epochs=1)
+    assert (tmp_path / "gradient_accuracy" / f"{want.key}.jsonl").exists()
+
+
+@pytest.mark.parametrize("kind", TASKS.values(), ids=TASKS)
+def test_flags_of_a_task_give_way_where_they_are_taken_and_the_task_stays_what_it_is(kind):
+    assert cli_options.named_apart(kind, RunConfig) is kind
+    apart = cli_options.named_apart(kind, kind)
+    hints = get_type_hints(apart, include_extras=True)
+    names = [option.name for option in fields(kind)]
+    assert names == [option.name for option in fields(apart)]
+    assert [hints[name].__metadata__[0].name for name in names] == [f"task.{n}" for n in names]
+    assert cli_options.plain_task(apart()) == kind()
+    assert apart().options() == kind().options()
 
 
 @pytest.mark.parametrize(

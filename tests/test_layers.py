@@ -24,7 +24,10 @@ TOOLS = (*FOUNDATION, "_random", "_attach", "_slope", "kernels")
 LAWS = (*TOOLS, "controls", "laws")
 # The commands of `cli`, a module each.
 CLIENTS = ("pyro", "lightning", "transformers")
-COMMANDS = ("cli_audit", "cli_figure", "cli_report", "cli_rerun", "cli_sweep")
+COMMANDS = (
+    *("cli_audit", "cli_figure", "cli_list", "cli_options", "cli_report", "cli_rerun"),
+    "cli_sweep",
+)
 CALLBACKS = (*FOUNDATION, "_callbacks", "estimators", "monitoring", "nn", "swapping")
 PROGRAMS = (*LAWS, "estimators", "embedding", "expect", "rollout", "bounds")
 PARTS = ("sampling", "schedules", "structured", "routing", "nn")

@@ -33,12 +33,12 @@ def test_keys_of_before_stay_as_they_were():
     assert not set(config().as_dict()) & {"momentum", "weight_decay", "clip", "schedule", "tau_end"}
 
 
-def test_sgd_with_momentum_decay_and_clipping_is_the_loop_by_hand(tmp_path):
-    result = train(tmp_path, config(**SGD))
+def by_hand(steps, *, nesterov):
+    """Bits after steps of SGD: the gradient is cut, decays are added, and it gains speed."""
     model = TASK.model(Seeds(0))
     (x,) = model.parameters()
     velocity = torch.zeros_like(x)
-    for _ in range(6):
+    for _ in range(steps):
         loss = TASK.expected_loss(model.logits.double())
         (g,) = torch.autograd.grad(loss, x)
         norm = float(g.norm())
@@ -46,8 +46,31 @@ def test_sgd_with_momentum_decay_and_clipping_is_the_loop_by_hand(tmp_path):
         g = g * 0.01 / norm + 0.1 * x.detach()
         velocity = 0.9 * velocity + g
         with torch.no_grad():
-            x -= 0.5 * velocity
-    torch.testing.assert_close(result.model.logits, x, atol=1e-6, rtol=1e-4)
+            x -= 0.5 * (g + 0.9 * velocity if nesterov else velocity)
+    return x
+
+
+class Ahead(Polynomial):
+    """Trained with Nesterov's momentum."""
+
+    def optimizers(self, model, config):
+        return (optimizers.build(config, model.parameters(), nesterov=True),)
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_sgd_with_momentum_decay_and_clipping_is_the_loop_by_hand(nesterov, tmp_path):
+    task = (Ahead if nesterov else Polynomial)(length=3, steps_per_epoch=2)
+    result = train(tmp_path, config(**SGD), task)
+    want = by_hand(6, nesterov=nesterov)
+    torch.testing.assert_close(result.model.logits, want, atol=1e-6, rtol=1e-4)
+    assert (want - by_hand(6, nesterov=not nesterov)).abs().max() > 1e-3
+
+
+def test_without_momentum_there_is_none_of_nesterov():
+    weights = nn.Linear(1, 1).parameters
+    for one in (config(**(SGD | {"momentum": 0.0})), config()):
+        built, plain = (optimizers.build(one, weights(), nesterov=n) for n in (True, False))
+        assert built.defaults == plain.defaults
 
 
 def rates(schedule, watched, better="lower"):
@@ -72,6 +95,15 @@ def test_plateau_halves_after_its_patience(better, sign):
     numbers = [3, 2, 2, 2, 1, 1, 1, 1]
     found = rates("plateau", [sign * x for x in numbers], better)
     assert found == [1, 1, 1, 1, 0.5, 0.5, 0.5, 0.25]
+
+
+@pytest.mark.parametrize(("better", "sign"), [("lower", 1), ("higher", -1)])
+@pytest.mark.parametrize("size", [1e3, 1e-3, -1e3])
+def test_plateau_takes_whatever_is_better_at_all_and_nothing_that_is_equal(better, sign, size):
+    step = 1e-9  # far below torch's default thresholds, which are relative to the number
+    falling = [sign * (size - i * step) for i in range(5)]
+    assert rates("plateau", falling, better) == [1] * 5
+    assert rates("plateau", [falling[0]] * 6, better) == [1, 1, 1, 0.5, 0.5, 0.25]
 
 
 def test_plateau_does_not_count_epochs_that_were_not_looked_at():

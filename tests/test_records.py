@@ -1,5 +1,7 @@
 """Records and configs: plain data that survives a kill and says what it is."""
 
+import errno
+import fcntl
 import json
 
 import pytest
@@ -57,10 +59,20 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
 
 def test_one_writer_for_each_run(tmp_path):
     lock = records.Lock(tmp_path / "a.jsonl")
-    with pytest.raises(gt.ConfigError, match="another process"):
+    with pytest.raises(records.LockedError, match=r"another process writes .*a\.jsonl.*--out"):
         records.Lock(tmp_path / "a.jsonl")
     lock.release()
     records.Lock(tmp_path / "a.jsonl").release()
+
+
+def test_a_disk_without_locks_is_not_another_process(tmp_path, monkeypatch):
+    def flock(file, how):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.raises(gt.ConfigError, match=r"be locked.*No locks available.*disk") as found:
+        records.Lock(tmp_path / "a.jsonl")
+    assert not isinstance(found.value, records.LockedError)
 
 
 def config(**changes):

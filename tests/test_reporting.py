@@ -358,6 +358,24 @@ def test_what_is_left_to_run_is_listed(tmp_path):
     assert "all 4 runs done" in markdown([section(found, tmp_path)], tmp_path)
 
 
+def test_a_run_that_another_experiment_has_done_counts_for_all_that_ask_for_it(tmp_path):
+    found = experiment(tmp_path)
+    first, second, third, fourth = (config(found, "ReinMax", "2", seed=s) for s in range(4))
+    put(tmp_path, first, falling(10.0), name="other")
+    put(tmp_path, second, falling(12.0))
+    put(tmp_path, second, falling(50.0), name="other")  # its own comes first
+    put(tmp_path, third, falling(50.0), name="other", end=None)  # it may never end
+    put(tmp_path, fourth, falling(50.0), name="other")  # of a seed that nobody asked for
+    (tmp_path / "other" / "notes.jsonl").write_text("no record\n")
+    assert entry(found, tmp_path, "ReinMax", "2").ours.values == (10.0, 12.0)
+    text = markdown([section(found, tmp_path)], tmp_path)
+    assert "2 of 12 runs done" in text
+    assert "not run, seed 2: ReinMax, p = 2" in text
+    store = Store.read(tmp_path / "tiny", {first.key, second.key})
+    assert [run.folder for run in store.runs] == ["tiny", "other"]
+    assert f"0 `{first.key}` (of other), 1 `{second.key}`\n" in text
+
+
 def test_where_numbers_were_made_is_said(tmp_path):
     found = experiment(tmp_path)
     put(tmp_path, config(found, "ReinMax", "2"), falling(10.0))

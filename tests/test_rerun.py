@@ -56,7 +56,7 @@ def test_a_third_time_is_a_run_of_its_own(done, tmp_path):
     again = rerun(done, out=tmp_path / "again", accelerator="cpu", progress=False)
     assert again.same
     lock = records.Lock(again.result.path)
-    with pytest.raises(gt.ConfigError, match="another process"):
+    with pytest.raises(records.LockedError, match="another process"):
         rerun(done, out=tmp_path / "again", accelerator="cpu", progress=False)
     lock.release()
     assert again.result.path.exists()

@@ -311,6 +311,26 @@ def test_work_waits_for_a_run_that_another_process_writes(tmp_path, monkeypatch)
     assert waited == [working.PATIENCE] * 3
 
 
+class Impatient(Watcher):
+    left = 20
+
+    def tick(self):
+        self.left -= 1
+        assert self.left, "it waits for ever"
+
+
+def test_a_disk_without_locks_is_a_failure_and_not_a_run_of_another(tmp_path, monkeypatch):
+    def refuse(path):
+        raise gt.ConfigError("no locks here")
+
+    monkeypatch.setattr(records, "Lock", refuse)
+    one, broken = tiny(levels=("st",), powers=(2.0,)), Inline(raises=OSError("a bad disk"))
+    (end,) = sweep(one, "laptop", executor=broken, out=tmp_path, watcher=Impatient()).runs
+    assert end.state == "failed"
+    assert "a bad disk" in end.reason
+    assert "no locks here" in end.reason
+
+
 def test_a_failure_is_not_written_into_what_another_process_writes(tmp_path):
     (job,) = jobs(plan(tiny(levels=("st",), powers=(2.0,)), "laptop", tmp_path))
     lock = records.Lock(job.paths[0])

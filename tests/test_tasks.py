@@ -5,10 +5,12 @@ import math
 
 import pytest
 import torch
+from lightning_fabric import Fabric
 
 import gradthrough as gt
 from gradthrough.bench.config import RunConfig
 from gradthrough.bench.seeds import Seeds
+from gradthrough.bench.task import bare
 from gradthrough.bench.tasks import TASKS
 from gradthrough.bench.tasks.bernoulli_vae import BernoulliVAE
 from gradthrough.bench.tasks.vae import VAE
@@ -182,3 +184,34 @@ def test_options_make_a_config_and_a_config_makes_the_task():
     for task in (CATEGORICAL, BINARY):
         config = RunConfig(task.name, task.options(), "st")
         assert TASKS[config.task](**config.task_options) == task
+
+
+class Named(torch.nn.Module):
+    """A model with a part that it calls "module" itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.module = torch.nn.Linear(2, 2)
+
+
+@pytest.fixture
+def one_process():
+    store = torch.distributed.HashStore()
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+def test_a_model_comes_out_of_all_that_is_around_it(one_process):
+    model = Named()
+    wrappers = (
+        Fabric(accelerator="cpu").setup,
+        torch.compile,
+        torch.nn.parallel.DistributedDataParallel,
+        torch.nn.DataParallel,
+    )
+    assert bare(model) is model
+    for wrap in wrappers:
+        assert bare(wrap(model)) is model
+    for outer, inner in itertools.permutations(wrappers, 2):
+        assert bare(outer(inner(model))) is model

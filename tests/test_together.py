@@ -309,7 +309,7 @@ def test_options_that_exclude_several_seeds_are_named(tmp_path):
 def test_a_seed_that_somebody_else_trains_is_left_to_them(tmp_path):
     (result,) = alone(tmp_path, config(), [5])
     lock = records.Lock(result.path)
-    with pytest.raises(gt.ConfigError, match="another process"):
+    with pytest.raises(records.LockedError, match="another process"):
         together(tmp_path, config())
     lock.release()
     assert [r.status for r in together(tmp_path, config())] == ["done"] * 3

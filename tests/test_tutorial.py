@@ -111,9 +111,15 @@ def test_a_run_has_the_metrics_of_its_task(task, tmp_path):
     assert len(list(tmp_path.rglob("*.png"))) == 2
 
 
-def test_seeds_train_together_while_the_weight_grows(tmp_path):
-    task = replace(CATEGORICAL, kl_epochs=2)
-    one = RunConfig(task.name, task.options(), "reinmax", epochs=2, batch_size=500)
+TOGETHER = [
+    (CATEGORICAL, "reinmax"), (NORMAL, "pathwise"), (NORMAL, "rloo"), (NORMAL, "measure_valued")
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("task", "key"), TOGETHER, ids=[f"{t.name}-{k}" for t, k in TOGETHER])
+def test_seeds_train_together_while_the_weight_grows(task, key, tmp_path):
+    task = replace(task, kl_epochs=2)
+    one = RunConfig(task.name, task.options(), key, epochs=2, batch_size=500)
     together = run_together(
         one, (0, 1), out=tmp_path / "two", accelerator="cpu", progress=False, task=task
     )
@@ -125,12 +131,6 @@ def test_seeds_train_together_while_the_weight_grows(tmp_path):
         for a, b in zip(alone.records, result.records, strict=True):
             assert (a.split, a.metric) == (b.split, b.metric)
             assert a.value == (None if b.value is None else pytest.approx(b.value, rel=1e-4))
-
-
-def test_seeds_of_normal_latents_do_not_train_together(tmp_path):
-    one = RunConfig(NORMAL.name, NORMAL.options(), "pathwise", epochs=1)
-    with pytest.raises(gt.GradthroughError, match="over classes"):
-        run_together(one, (0, 1), out=tmp_path, progress=False, task=NORMAL)
 
 
 # The models ----------------------------------------------------------------------------------
@@ -501,4 +501,4 @@ def test_the_blocks_of_the_page_run_as_a_reader_would_type_them(monkeypatch, tmp
     for line, code, run_it in blocks:
         assert run_it
         exec(compile("\n" * (line - 1) + code, str(PAGE), "exec"), namespace)
-    assert len(blocks) == 4
+    assert len(blocks) == 5

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib.util
 import sys
-import typing
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from ._errors import ConfigError, GradthroughError
-from .estimators import ESTIMATORS, AbstractEstimator, Traits
+from .cli_list import list_estimators
+from .cli_list import trait_cells as trait_cells
+from .estimators import ESTIMATORS
 
 if TYPE_CHECKING:
     from .bench.request import Training
@@ -87,123 +87,33 @@ def _bench_run() -> None:
     """Train one task with one estimator: `gradthrough bench run TASK --help`."""
 
 
-def list_estimators(*, markdown: bool = False) -> None:
-    """List the estimators with their traits and options.
-
-    Args:
-        markdown: print the table of the README.
-    """
-    if markdown:
-        print(markdown_table())
-        return
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console()
-    table = Table("key", "unbiased", "exact for", "needs", "samples", "options", box=None)
-    table.columns[0].min_width = max(map(len, ESTIMATORS))  # keys are typed: never cut them
-    wide = console.width >= 120
-    if wide:
-        table.add_column("paper")
-    for key, kind in ESTIMATORS.items():
-        cells = [key, *trait_cells(kind), ", ".join(option_names(kind)) or "-"]
-        table.add_row(*cells, *((kind.traits.reference,) if wide else ()))
-    console.print(table)
-
-
-def markdown_table() -> str:
-    """Return the table of the README, made from the traits."""
-    head = ("key", "class", "unbiased", "exact for", "needs", "samples", "options", "paper")
-    rows = [head, ("---",) * len(head)]
-    for key, kind in ESTIMATORS.items():
-        options = ", ".join(f"`{name}`" for name in option_names(kind)) or "-"
-        cells = (f"`{key}`", f"`{kind.__name__}`", *trait_cells(kind), options)
-        rows.append((*cells, kind.traits.reference))
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
-
-
-def trait_cells(kind: type[AbstractEstimator]) -> tuple[str, str, str, str]:
-    """Return an estimator's promises as text: unbiased, exact for, needs, samples."""
-    traits = kind.traits
-    return (
-        "yes" if traits.unbiased else "no",
-        {"all": "every f", "none": "-"}.get(traits.exact_for, f"{traits.exact_for} f"),
-        _needs(traits),
-        "all points" if traits.noise == "none" else f"{traits.min_samples} or more",
-    )
-
-
-def _needs(traits: Traits) -> str:
-    """Return what an estimator asks of f, and of the variables where it does not serve all."""
-    words = "gradient of f" if traits.pathwise else "values of f"
-    if traits.needs_point_gradients:
-        words = "values, gradient of f"
-    if traits.needs_relaxed_points:
-        words += ", soft points"
-    return "; ".join((words, *_kinds(traits)))
-
-
-def _kinds(traits: Traits) -> list[str]:
-    """Return which laws an estimator serves, where that is not all that have classes."""
-    if "categorical" in traits.families:
-        return []
-    named = {"bernoulli": "Bernoulli", "continuous": "continuous", "count": "counts"}
-    return [", ".join(named[family] for family in named if family in traits.families)]
-
-
-def option_names(kind: type) -> list[str]:
-    """Return the options of an estimator's class."""
-    return [f.name for f in dataclasses.fields(kind)] if dataclasses.is_dataclass(kind) else []
-
-
-def estimator_options() -> type:
-    """Return a dataclass with every option of every estimator, all of them unset."""
-    import tyro
-
-    from .bench.typed import typed_options
-
-    members: dict[str, list[object]] = {}  # of one name, every type that some estimator takes
-    users: dict[str, list[str]] = {}
-    for key, kind in ESTIMATORS.items():
-        for name, found in typed_options(kind).items():
-            members[name] = list(dict.fromkeys((*members.get(name, ()), *found)))
-            users.setdefault(name, []).append(key)
-    fields = [
-        (
-            name,
-            Annotated[
-                typing.Union[(*found, None)],
-                tyro.conf.arg(help=f"option of {', '.join(users[name])}"),
-            ],
-            None,
-        )
-        for name, found in members.items()
-    ]
-    return dataclasses.make_dataclass("EstimatorOptions", fields)
-
-
 def _run_command(name: str, kind: type[AbstractTask]) -> Callable[..., None]:
     from .bench.request import Training
+    from .cli_options import estimator_options, named_apart, plain_task
 
     options_type = estimator_options()
 
-    def command(task: AbstractTask, training: Training, options: Any) -> None:  # noqa: ANN401
-        given = cast("dict[str, Any]", vars(options))
-        train(name, task, training, {k: v for k, v in given.items() if v is not None})
+    def command(task: AbstractTask, training: Training, estimator: Any) -> None:  # noqa: ANN401
+        given = cast("dict[str, Any]", vars(estimator))
+        options = {k: v for k, v in given.items() if v is not None}
+        train(name, plain_task(task), training, options)
 
     command.__doc__ = (kind.__doc__ or name).splitlines()[0]
-    command.__annotations__ = {"task": kind, "training": Training, "options": options_type}
+    own = named_apart(kind, Training, options_type)
+    command.__annotations__ = {"task": own, "training": Training, "estimator": options_type}
     return command
 
 
 def _audit_command(kind: type[AbstractTask]) -> Callable[..., None]:
     from .cli_audit import Auditing, Where, audit_task
+    from .cli_options import named_apart, plain_task
 
     def command(task: AbstractTask, auditing: Auditing, where: Where) -> None:
-        audit_task(task, auditing, where)
+        audit_task(plain_task(task), auditing, where)
 
     command.__doc__ = f"Audit estimators on the task: {(kind.__doc__ or '').splitlines()[0]}"
-    command.__annotations__ = {"task": kind, "auditing": Auditing, "where": Where}
+    own = named_apart(kind, Auditing, Where)
+    command.__annotations__ = {"task": own, "auditing": Auditing, "where": Where}
     return command
 
 

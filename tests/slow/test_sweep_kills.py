@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from gradthrough._errors import ConfigError
 from gradthrough.bench import records
+from gradthrough.bench.experiment_file import load
 from gradthrough.bench.sweep.executors.base import AbstractExecutor
 from gradthrough.bench.sweep.plan import plan
 from gradthrough.bench.sweep.states import standing
@@ -36,6 +36,7 @@ lr = 0.01
 st = { estimator = "st" }
 reinmax = { estimator = "reinmax" }
 [budgets.smoke]
+run = { epochs = 40 }
 [budgets.laptop]
 [budgets.paper]
 run = { epochs = 1000000 }
@@ -120,15 +121,31 @@ def command(tmp_path):
     return [*words, "--workers", "2", "--out", str(tmp_path), "--budget"]
 
 
-def killed_in_flight(command, folder):
-    """Start a sweep, kill it once a run has a checkpoint; return that run."""
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+def in_flight(command, folder, **more):
+    """Start a sweep, wait until a run has a checkpoint; return the process and that run."""
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, **more)
     while not (found := list(folder.glob("*.ckpt"))):
         assert process.poll() is None
         time.sleep(0.01)
+    return process, found[0].with_suffix(".jsonl")
+
+
+def killed_in_flight(command, folder):
+    """Start a sweep, kill it once a run has a checkpoint; return that run."""
+    process, path = in_flight(command, folder)
     process.kill()
     process.wait()
-    return found[0].with_suffix(".jsonl")
+    return path
+
+
+def let_go(path):
+    """Wait until nobody writes a run."""
+    for _ in range(500):
+        with contextlib.suppress(records.LockedError):
+            records.Lock(path).release()
+            return
+        time.sleep(0.02)
+    pytest.fail("a worker goes on without its sweep")
 
 
 @pytest.mark.slow
@@ -146,14 +163,38 @@ def test_the_command_that_was_killed_goes_on_at_once(command, tmp_path):
 @pytest.mark.slow
 def test_workers_end_with_a_sweep_that_is_killed(command, tmp_path):
     path = killed_in_flight([*command, "paper", "--only", "estimator=st"], tmp_path / "tiny")
-    for _ in range(500):
-        with contextlib.suppress(ConfigError):
-            records.Lock(path).release()
-            break
-        time.sleep(0.02)
-    else:
-        pytest.fail("a worker goes on without its sweep")
+    let_go(path)
     assert standing(path).state == "unfinished"
+
+
+def interruptible():
+    # A test that runs in the background may have been told to ignore it, and would hand that on.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "killpg"), reason="signals a group of processes")
+def test_ctrl_c_ends_a_sweep_within_seconds_and_it_goes_on_to_the_same_numbers(command, tmp_path):
+    """A terminal sends it to the sweep and to its workers at once."""
+    options = {"stderr": subprocess.PIPE, "text": True, "preexec_fn": interruptible}
+    process, path = in_flight(
+        [*command, "smoke"], tmp_path / "tiny", start_new_session=True, **options
+    )
+    os.killpg(process.pid, signal.SIGINT)
+    _, told = process.communicate(timeout=30)
+    assert told == "Stopped. The same command goes on from the last checkpoints.\n"
+    assert process.returncode == 130
+    let_go(path)
+    assert standing(path).state == "unfinished"
+    assert 0 < standing(path).epochs < 40
+    assert subprocess.run([*command, "smoke"], stdout=subprocess.DEVNULL).returncode == 0
+    sweep(load(tmp_path / "tiny.toml"), "smoke", executor=Inline(), out=tmp_path / "whole")
+    whole = sorted(tmp_path.glob("whole/tiny/*.jsonl"))
+    assert len(whole) == 2
+    for one in whole:
+        again = tmp_path / "tiny" / one.name
+        assert standing(again).state == "done"
+        assert measured(again) == measured(one)
 
 
 if __name__ == "__main__":

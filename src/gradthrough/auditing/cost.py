@@ -5,11 +5,12 @@ from __future__ import annotations
 import statistics
 import time
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -114,8 +115,53 @@ def peak_bytes(step: Callable[[], object]) -> int:
     """Return the most bytes of tensors that a step holds at a time, beyond what was there before.
 
     Counted at torch's operators, so it is the same on every machine; what a kernel allocates
-    inside is not seen.
+    inside is not seen: see `allocated_bytes`.
     """
     with _Allocations() as seen:
         step()
     return seen.peak
+
+
+def allocated_bytes(step: Callable[[], object], device: torch.device) -> int:
+    """Return the most bytes that a step takes from torch's allocator, beyond those held before.
+
+    What a kernel allocates inside is in it, unlike in `peak_bytes`, and so is compiled code, which
+    `peak_bytes` makes torch leave: it watches the dispatcher. On CPU the profiler tells what is
+    taken and given back.
+
+    Args:
+        step: to measure.
+        device: whose memory.
+
+    Example:
+        >>> import torch
+        >>> from gradthrough.auditing.cost import allocated_bytes
+        >>> x = torch.zeros(1000)
+        >>> allocated_bytes(lambda: x.neg().neg(), torch.device("cpu"))
+        8000
+    """
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        step()
+        torch.cuda.synchronize(device)
+        return torch.cuda.max_memory_allocated(device) - before
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        step()
+    held = peak = 0
+    for _, change in sorted(_allocations(profiled)):
+        held += change
+        peak = max(peak, held)
+    return peak
+
+
+def _allocations(profiled: profile) -> Iterator[tuple[int, int]]:
+    """Yield (nanosecond, bytes taken or, negative, given back)."""
+    inner: Any = profiled.profiler
+    todo: list[Any] = list(inner.kineto_results.experimental_event_tree())
+    while todo:
+        event = todo.pop()
+        todo += event.children
+        if event.tag.name == "Allocation":
+            yield event.start_time_ns, event.extra_fields.alloc_size

@@ -17,8 +17,8 @@ from .._errors import ConfigError
 from .._types import Objective
 from ..estimators import AbstractEstimator
 from ..expect import expect
-from ..laws.base import Distribution
-from ..laws.convert import as_discrete
+from ..laws.convert import as_distribution
+from ..laws.law import Law
 from ..rollout import Bound, Rollout
 from .task import AbstractTask
 
@@ -49,13 +49,12 @@ class _Noting(_OnlyExpect):
         self, estimator: AbstractEstimator, samples: int, generator: torch.Generator
     ) -> None:
         super().__init__(estimator, samples, generator)
-        self.rows: list[Distribution] = []
+        self.rows: list[Law] = []
 
     def __call__(self, f: Objective, dist: object) -> Tensor:
         """Return what `Bound` does."""
-        q = as_discrete(dist)
-        # Of the law only the shape counts, and the graph of the logits must not be kept.
-        self.rows.append(q.with_logits(torch.zeros_like(q.logits)).expand(self.samples))
+        # Of the law only the shape counts, and the graph of its parameters must not be kept.
+        self.rows.append(as_distribution(dist).detached().expand(self.samples))
         return super().__call__(f, dist)
 
 
@@ -95,7 +94,7 @@ class NoisePlan:
     ) -> None:
         self._task, self._model = task, model
         self._estimator, self._samples = estimator, samples
-        self._known: dict[torch.Size, tuple[tuple[Distribution, ...], int]] = {}
+        self._known: dict[torch.Size, tuple[tuple[Law, ...], int]] = {}
 
     def draw(self, batch: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
         """Return the noise of a step on a batch (B, ...), one tensor for each call of `expect`."""
@@ -106,7 +105,7 @@ class NoisePlan:
         """Return how often a step on a batch evaluates f."""
         return self._of(batch)[1]
 
-    def _of(self, batch: Tensor) -> tuple[tuple[Distribution, ...], int]:
+    def _of(self, batch: Tensor) -> tuple[tuple[Law, ...], int]:
         found = self._known.get(batch.shape)
         if found is None:
             trial = _Noting(self._estimator, self._samples, torch.Generator(batch.device))

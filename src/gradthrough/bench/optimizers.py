@@ -27,12 +27,22 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
 
 
 def build(
-    config: RunConfig, parameters: Iterable[nn.Parameter] | Iterable[torch.Tensor]
+    config: RunConfig,
+    parameters: Iterable[nn.Parameter] | Iterable[torch.Tensor],
+    *,
+    nesterov: bool = False,
 ) -> torch.optim.Optimizer:
-    """Return the optimizer of a config for some parameters."""
+    """Return the optimizer of a config for some parameters.
+
+    Args:
+        config: whose optimizer.
+        parameters: that it moves.
+        nesterov: the momentum of sgd, where there is any, is Nesterov's.
+    """
     options: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay}
     if config.optimizer == "sgd":
         options["momentum"] = config.momentum
+        options["nesterov"] = nesterov and config.momentum > 0
     return OPTIMIZERS[config.optimizer](parameters, **options)
 
 

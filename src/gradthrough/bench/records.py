@@ -16,6 +16,10 @@ Kind = Literal["start", "metric", "end"]
 Status = Literal["done", "diverged", "failed", "skipped"]
 
 
+class LockedError(ConfigError):
+    """Another process writes the same run, or leads the same search."""
+
+
 @dataclass(frozen=True)
 class Record:
     """One line of ``<results>/<experiment>/<key>.jsonl``.
@@ -113,7 +117,15 @@ def append(path: Path, records: Iterable[Record]) -> None:
 
 
 class Lock:
-    """One writer for each run; the system lets go of it when the process ends, however it ends."""
+    """One writer for each run; the system lets go of it when the process ends, however it ends.
+
+    Args:
+        path: of the records; the lock lies beside them.
+
+    Raises:
+        LockedError: another process has it.
+        ConfigError: the disk has no locks.
+    """
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -124,11 +136,18 @@ class Lock:
             return
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
+            self._file.close()
+            raise LockedError(
+                f"another process writes {path}. Wait for it, or end it, then run this again; or "
+                "write to another folder, with --out (out=...)."
+            ) from None
+        except OSError as error:
             self._file.close()
             raise ConfigError(
-                f"another process writes {path}. Wait for it, or end it, then run this again."
-            ) from None
+                f"{path} cannot be locked: {error}. Two processes could write it at once. Write "
+                "to a disk that has such locks (flock), with --out (out=...)."
+            ) from error
 
     def release(self) -> None:
         """Let go."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import polars as pl
 
-from .._errors import ConfigError
+from .._errors import ConfigError, DomainError
 from . import records
 from .config import RunConfig
 from .records import Record
@@ -20,18 +20,28 @@ def collect(folder: Path) -> pl.DataFrame:
 
     Columns: experiment, key, setting (the config without its seed, as JSON), label, task, dataset
     and the other plain options, status, reason, epochs, seconds, and for each split and metric
-    its latest value, named ``split/metric``.
+    its latest value, named ``split/metric``. An empty file is of a run that is about to begin, and
+    left out.
 
     Raises:
         ConfigError: no records there.
+        DomainError: a file that is not records.
     """
-    rows = [_row(path, records.read(path)) for path in sorted(folder.rglob("*.jsonl"))]
+    found = ((path, _read(path)) for path in sorted(folder.rglob("*.jsonl")))
+    rows = [_row(path, lines) for path, lines in found if lines]
     if not rows:
         raise ConfigError(
             f"no records (*.jsonl) below {folder}. Run something first: gradthrough bench run vae "
             f"--out {folder}"
         )
     return pl.DataFrame(rows, infer_schema_length=None)
+
+
+def _read(path: Path) -> list[Record]:
+    try:
+        return records.read(path)
+    except DomainError as error:
+        raise DomainError(f"{path}: {error}") from error
 
 
 def _row(path: Path, lines: Sequence[Record]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, ClassVar, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +40,26 @@ class Metric:
 
 # Examples: a tensor, or whatever has a length and gives a share of itself for a slice.
 Batch: TypeAlias = Any
+
+
+# Where the classes come from that stand around a model while it trains or is compiled.
+_WRAPPERS = ("lightning_fabric.", "torch.nn.parallel.", "torch._dynamo.")
+
+
+def bare(model: nn.Module) -> Any:  # noqa: ANN401 - the task knows its own model
+    """Return a model without what trains or compiles it around it.
+
+    Example:
+        >>> import torch
+        >>> from gradthrough.bench.task import bare
+        >>> layer = torch.nn.Linear(2, 2)
+        >>> bare(torch.nn.DataParallel(layer)) is bare(layer) is layer
+        True
+    """
+    # By its class, since a model may have a part that it calls "module" itself.
+    while type(model).__module__.startswith(_WRAPPERS):
+        model = getattr(model, "_orig_mod", None) or cast(nn.Module, model.module)
+    return model
 
 
 class AbstractTask(abc.ABC):

@@ -54,8 +54,9 @@ def run_together(
         The results, in the order of the seeds.
 
     Raises:
-        ConfigError: no seeds, or one twice; another process writes one of the runs; an estimator
-            that is to learn; a compiled step; a task or an estimator that cannot be vectorised.
+        LockedError: another process writes one of the runs.
+        ConfigError: no seeds, or one twice; an estimator that is to learn; a compiled step; a task
+            or an estimator that cannot be vectorised.
     """
     if not seeds or len(set(seeds)) < len(seeds):
         raise ConfigError(f"seeds must be one or more, all different, but are {list(seeds)}.")

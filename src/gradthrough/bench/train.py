@@ -51,8 +51,8 @@ def run(
         The result; status "done", "diverged" (with a reason) or "skipped".
 
     Raises:
-        ConfigError: another process writes the same run; a step that cannot be compiled, or not
-            on several devices.
+        LockedError: another process writes the same run.
+        ConfigError: a step that cannot be compiled, or not on several devices.
     """
     path = loop.path_of(config, out, experiment)
     fabric = loop.launch(accelerator, devices, config.precision)

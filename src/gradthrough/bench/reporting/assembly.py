@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..cells import cells
 from ..experiment import Experiment
 from .charts import Chart
 from .coverage import Coverage, coverage
@@ -47,14 +48,16 @@ def section(experiment: Experiment, results: Path) -> Section:
 
     Args:
         experiment: which.
-        results: its records lie in the subfolder of its name.
+        results: its records lie in the subfolder of its name; a run that another experiment has
+            done is taken from there.
 
     Raises:
         ConfigError: a view that does not say what it shows.
         DomainError: files that are not records.
     """
     folder = results / experiment.name
-    store = Store.read(folder)
+    every = (cell for budget in experiment.budgets for cell in cells(experiment, budget))
+    store = Store.read(folder, {config.key for cell in every for config in cell.configs})
     numbers = Numbers(experiment, store)
     tables = tuple(table_of(experiment, view, numbers) for view in experiment.tables)
     charts: dict[str, Chart] = {}

@@ -11,6 +11,7 @@ from .assembly import Section
 from .charts import Chart
 from .coverage import Coverage
 from .provenance import provenance
+from .runs import Run
 from .tables import Entry, Table
 
 _FAR = 2  # folders up from the report; further away lies another project
@@ -88,11 +89,16 @@ def _entry(entry: Entry | None) -> str:
 
 def _runs(section: Section, records: str | None) -> str:
     items = [
-        f"- {_text(cell)}: " + ", ".join(f"{run.config.seed} `{run.key}`" for run in runs)
+        f"- {_text(cell)}: " + ", ".join(_named(run, section) for run in runs)
         for cell, runs in section.ledger.items()
     ]
     where = f"; records in `{records}`" if records is not None else ""
     return _details(f"Runs behind the numbers, by seed{where}", items)
+
+
+def _named(run: Run, section: Section) -> str:
+    lent = "" if run.folder == section.folder.name else f" (of {run.folder})"
+    return f"{run.config.seed} `{run.key}`{_text(lent)}"
 
 
 def _details(summary: str, items: list[str]) -> str:

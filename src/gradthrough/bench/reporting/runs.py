@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -39,11 +39,13 @@ class Run:
         key: of its config.
         config: as recorded.
         records: all of them.
+        folder: name of the one that they lie in.
     """
 
     key: str
     config: RunConfig
     records: tuple[Record, ...]
+    folder: str = ""
 
     @property
     def status(self) -> str:
@@ -118,15 +120,24 @@ class Store:
             self._families.setdefault(family(run.config), []).append(run)
 
     @classmethod
-    def read(cls, folder: Path) -> Store:
+    def read(cls, folder: Path, wanted: Collection[str] = ()) -> Store:
         """Read the runs of a folder; one that does not exist holds none.
+
+        Args:
+            folder: theirs.
+            wanted: keys. One that is not there is looked for in the folders beside it: two
+                experiments may ask for the same run, and it counts for both once it is done.
 
         Raises:
             DomainError: a file that is not records, or whose config has another key than its name
                 says.
         """
-        read = (_read(path) for path in sorted(folder.glob("*.jsonl")))
-        return cls(folder, [run for run in read if run is not None])
+        own = sorted(folder.glob("*.jsonl"))
+        missing = set(wanted) - {path.stem for path in own}
+        beside = sorted(p for p in folder.parent.glob("*/*.jsonl") if p.stem in missing)
+        found = [run for path in own if (run := _read(path)) is not None]
+        lent = [run for path in beside if (run := _read(path)) and run.status == "done"]
+        return cls(folder, found + list({run.key: run for run in lent}.values()))
 
     def run(self, key: str) -> Run | None:
         """Return the run of a key, None if there are no records of it."""
@@ -150,4 +161,4 @@ def _read(path: Path) -> Run | None:
             f"{path} holds a config whose key is {config.key}. Records lie in the file that their "
             "config names: was it renamed or edited?"
         )
-    return Run(path.stem, config, tuple(lines))
+    return Run(path.stem, config, tuple(lines), path.parent.name)

@@ -97,7 +97,7 @@ class Studies:
         Ask when there is someone to do it: what a search asks next depends on what it was told.
 
         Raises:
-            ConfigError: another process searches.
+            LockedError: another process searches.
         """
         self._open()
         while (quest := self._turn()) is not None:

@@ -10,11 +10,11 @@ from typing import Literal
 
 import torch
 
-from ..._errors import ConfigError, DomainError
+from ..._errors import DomainError
 from .. import records
 from ..config import RunConfig
 from ..environment import environment
-from ..records import Record
+from ..records import LockedError, Record
 from .job import Job, Outcome
 
 State = Literal["done", "diverged", "skipped", "failed", "unfinished", "not started"]
@@ -89,7 +89,7 @@ def _held(path: Path) -> bool:
         return False  # and to look does not make one
     try:
         records.Lock(path).release()
-    except ConfigError:
+    except LockedError:
         return True
     return False
 
@@ -101,7 +101,7 @@ def fail(job: Job, reason: str) -> Outcome:
         How its runs ended; without those that another process writes now, which are let be.
     """
     for config, path in zip(job.configs, job.paths, strict=True):
-        with suppress(ConfigError), _locked(path):
+        with suppress(LockedError), _locked(path):
             lines = records.read(path)
             if not said(lines).ended:
                 records.write(path, _failed(config, lines, reason))
@@ -112,7 +112,7 @@ def reopen(job: Job) -> None:
     """Take back that runs of a job failed, so that they go on from their last checkpoint."""
     for path in job.paths:
         if standing(path).state == "failed":
-            with suppress(ConfigError), _locked(path):
+            with suppress(LockedError), _locked(path):
                 lines = records.read(path)
                 records.write(path, [r for r in lines if r.status != "failed"])
 

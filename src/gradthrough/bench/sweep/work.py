@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from ..._errors import ConfigError
 from ..config import RunConfig
+from ..records import LockedError
 from ..task import AbstractTask
 from .job import Job, Outcome
 from .states import fail
@@ -37,11 +37,11 @@ def work(job: Job) -> Outcome:
     while True:
         try:
             return _train(job)
+        except LockedError:
+            time.sleep(PATIENCE)
         except Exception as error:
-            if not _is_taken(error):
-                _tasks.clear()  # what failed may have left them half made
-                return fail(job, f"{told(error)} ({_place(error)})")
-        time.sleep(PATIENCE)
+            _tasks.clear()  # what failed may have left them half made
+            return fail(job, f"{told(error)} ({_place(error)})")
 
 
 def told(error: BaseException) -> str:
@@ -54,11 +54,6 @@ def _place(error: BaseException) -> str:
     """Return where an error was raised, in as much of the path as says it."""
     last = traceback.extract_tb(error.__traceback__)[-1]
     return f"{'/'.join(Path(last.filename).parts[-3:])}:{last.lineno}"
-
-
-def _is_taken(error: Exception) -> bool:
-    """Return whether the lock of a run is held by another process."""
-    return isinstance(error, ConfigError) and isinstance(error.__context__, BlockingIOError)
 
 
 def _train(job: Job) -> Outcome:

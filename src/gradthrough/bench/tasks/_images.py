@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +19,7 @@ from ...laws.base import Distribution
 from ...rollout import Bound
 from ..data import Binarize, ImageData, load
 from ..seeds import Seeds
-from ..task import AbstractTask, Metric
+from ..task import AbstractTask, Metric, bare
 
 
 class AbstractVAE(nn.Module, abc.ABC):
@@ -40,6 +40,12 @@ class AbstractVAE(nn.Module, abc.ABC):
         super().__init__()
         self.encoder = _mlp((pixels, *hidden, code), activation)
         self.decoder = _mlp((code, *reversed(hidden), pixels), activation)
+
+    def decode_from(self, size: int, *before: nn.Module) -> None:
+        """Let the decoder take so many numbers instead of a code, behind what comes before it."""
+        first, *others = self.decoder
+        width = cast(nn.Linear, first).out_features
+        self.decoder = nn.Sequential(*before, nn.Linear(size, width), *others)
 
     @abc.abstractmethod
     def encode(self, x: Tensor) -> Distribution:
@@ -167,7 +173,7 @@ class AbstractImageVAE(AbstractTask):
 
     def latent(self, model: nn.Module, batch: Tensor) -> Distribution:
         """Return q(z | x)."""
-        return _bare(model).encode(batch)
+        return bare(model).encode(batch)
 
     @torch.no_grad()
     def evaluate(
@@ -177,7 +183,7 @@ class AbstractImageVAE(AbstractTask):
         images: Tensor = getattr(self.data, split)
         if not len(images):
             return {}
-        vae = _bare(model)
+        vae: AbstractVAE = bare(model)
         generator = torch.Generator(images.device)
         batches = self.batches(split, seeds, epoch=0, size=500)
         if final:
@@ -210,7 +216,8 @@ class AbstractImageVAE(AbstractTask):
     @torch.no_grad()
     def pictures(self, model: nn.Module, seeds: Seeds) -> dict[str, Tensor]:
         """Return test images above their reconstructions, and samples of the prior."""
-        vae, (height, width) = _bare(model), self.data.shape
+        vae: AbstractVAE = bare(model)
+        height, width = self.data.shape
         images = self.data.test[:16]
         generator = torch.Generator(images.device).manual_seed(seeds.of("pictures"))
         x = self.data.prepare(images, generator=generator)
@@ -222,11 +229,6 @@ class AbstractImageVAE(AbstractTask):
             "samples": vae.decode(prior.sample(generator=generator)),
         }
         return {name: _tile(rows, height, width) for name, rows in grids.items()}
-
-
-def _bare(model: nn.Module) -> AbstractVAE:
-    inner = getattr(model, "module", model)
-    return inner  # pyright: ignore[reportReturnType]
 
 
 def _tile(rows: Tensor, height: int, width: int, columns: int = 16) -> Tensor:

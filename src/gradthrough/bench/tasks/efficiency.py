@@ -7,14 +7,13 @@ import functools
 import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.profiler import ProfilerActivity, profile
 
 from ..._errors import ConfigError, DomainError
-from ...auditing.cost import now, step_times
+from ...auditing.cost import allocated_bytes, now, step_times
 from ...estimators import AbstractEstimator, StraightThrough
 from ...expect import expect
 from ...laws.base import Distribution
@@ -22,7 +21,7 @@ from ...rollout import Bound
 from ..config import RunConfig
 from ..optimizers import tempered
 from ..seeds import Seeds
-from ..task import AbstractTask, Batch, Metric
+from ..task import AbstractTask, Batch, Metric, bare
 from .polynomial import Polynomial
 from .vae import VAE
 
@@ -133,15 +132,15 @@ class Efficiency(AbstractTask):
         return {
             "milliseconds": 1000 * statistics.median(seconds["own"]),
             "ratio": statistics.median(ratios),
-            "peak_megabytes": peak_bytes(own, law.logits.device) / _MEGA,
-            "estimator_megabytes": peak_bytes(alone, law.logits.device) / _MEGA,
+            "peak_megabytes": allocated_bytes(own, law.logits.device) / _MEGA,
+            "estimator_megabytes": allocated_bytes(alone, law.logits.device) / _MEGA,
         }
 
     def _step(
         self, model: nn.Module, batch: Batch, config: RunConfig, estimator: AbstractEstimator
     ) -> Callable[[], None]:
         """Return a training step of its own copy of the model, after a first one."""
-        trained = copy.deepcopy(getattr(model, "module", model)).train()
+        trained = copy.deepcopy(bare(model)).train()
         optimizers = self._inner.optimizers(trained, config)
         bound = _bound(estimator, config, Seeds(config.seed), self.latent(trained, batch))
 
@@ -185,49 +184,3 @@ def _estimate(
 
     step()
     return step
-
-
-def peak_bytes(step: Callable[[], object], device: torch.device) -> int:
-    """Return the most bytes that a step takes from torch's allocator, beyond those held before.
-
-    On CPU the profiler reports what is taken and given back, inside of a kernel too.
-
-    Args:
-        step: to measure.
-        device: whose memory.
-
-    Example:
-        >>> import torch
-        >>> from gradthrough.bench.tasks.efficiency import peak_bytes
-        >>> x = torch.zeros(1000)
-        >>> peak_bytes(lambda: x.neg().neg(), torch.device("cpu"))
-        8000
-    """
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        step()
-        torch.cuda.synchronize(device)
-        return torch.cuda.max_memory_allocated(device) - before
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
-        step()
-    held = peak = 0
-    for _, change in sorted(_allocations(profiled)):
-        held += change
-        peak = max(peak, held)
-    return peak
-
-
-def _allocations(profiled: profile) -> Iterator[tuple[int, int]]:
-    """Yield (nanosecond, bytes taken or, negative, given back)."""
-    assert profiled.profiler is not None
-    results = profiled.profiler.kineto_results
-    assert results is not None
-    todo = list(results.experimental_event_tree())
-    while todo:
-        event = todo.pop()
-        todo += event.children
-        if event.tag.name == "Allocation":
-            fields: Any = event.extra_fields
-            yield event.start_time_ns, fields.alloc_size

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 import torch
 import torch.distributions as td
@@ -42,9 +42,7 @@ class GaussianNetwork(AbstractWeighted):
     def __init__(self, pixels: int, hidden: tuple[int, ...], latents: int) -> None:
         super().__init__(pixels, hidden, 2 * latents, nn.ReLU())
         self.latents = latents
-        first, *others = self.decoder
-        width = cast(nn.Linear, first).out_features
-        self.decoder = nn.Sequential(nn.Linear(latents, width), *others)
+        self.decode_from(latents)
 
     def posterior(self, x: Tensor) -> td.Distribution:
         """Return q(z | x), of torch."""

@@ -17,7 +17,7 @@ from ...laws.categorical import Categorical
 from ...rollout import Bound
 from ..listops_data import TRAIN, Source, load_listops
 from ..seeds import Seeds
-from ..task import AbstractTask, Metric
+from ..task import AbstractTask, Metric, bare
 from ._listops_batches import Batch, Sentences
 from ._listops_model import Sizes, TreeLSTM
 
@@ -124,7 +124,7 @@ class ListOps(AbstractTask):
 
     def latent(self, model: nn.Module, batch: Batch) -> Categorical:
         """Return the law of what to merge first, without dropout."""
-        return Categorical(_bare(model).first_choice(batch))
+        return Categorical(bare(model).first_choice(batch))
 
     def law(self) -> Categorical:
         """Return the law of what to merge first in a sentence of four tokens."""
@@ -149,7 +149,7 @@ class ListOps(AbstractTask):
         """Return loss and accuracy in percent; `final`: the accuracy for each range of lengths."""
         if not len(self.sentences(split)):
             return {}
-        found = [_measured(_bare(model), x) for x in self.sentences(split).sorted(_EVALUATED)]
+        found = [_measured(bare(model), x) for x in self.sentences(split).sorted(_EVALUATED)]
         losses, right, lengths = (torch.cat(x) for x in zip(*found, strict=True))
         if not final:
             return {"loss": float(losses.mean()), "accuracy": 100.0 * float(right.mean())}
@@ -166,8 +166,3 @@ def _measured(model: TreeLSTM, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
     answers = model.answers(batch).double()
     losses = F.cross_entropy(answers, batch.labels, reduction="none")
     return losses, (answers.argmax(-1) == batch.labels).double(), batch.lengths
-
-
-def _bare(model: nn.Module) -> TreeLSTM:
-    inner = getattr(model, "module", model)
-    return inner  # pyright: ignore[reportReturnType]

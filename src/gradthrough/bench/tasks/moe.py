@@ -18,7 +18,7 @@ from ...laws.categorical import Categorical
 from ...rollout import Bound
 from ...routing import check_eps, sparsemixer_v2
 from ..seeds import Seeds
-from ..task import AbstractTask, Metric
+from ..task import AbstractTask, Metric, bare
 from ._labelled import LABELLED, Labelled, load_labelled
 from ._moe_model import Choice, Classifier, Output, Route
 
@@ -38,7 +38,7 @@ class MoE(AbstractTask):
     * ``routing="estimator"``: w_D is the 1 of the one-hot sample, which has the gradient of the
       run's estimator; those that look at values (rloo) see the cross entropy of each image. Since
       the other experts do not run, the slope in the other entries of the one-hot is 0, and no
-      estimator is what its paper says. In evaluation w_D is 1.
+      pathwise estimator is what its paper says. In evaluation w_D is 1.
     * ``routing="sparsemixer_v2"``: D and w_D are those of `gradthrough.routing.sparsemixer_v2`.
     * ``routing="dense"``: all experts run, with weights softmax(router(norm(x))).
 
@@ -178,7 +178,7 @@ class MoE(AbstractTask):
 
     def latent(self, model: nn.Module, batch: Labelled) -> Categorical:
         """Return the law of the first layer's expert."""
-        return Categorical(_bare(model).first_logits(batch.images))
+        return Categorical(bare(model).first_logits(batch.images))
 
     def law(self) -> Categorical:
         """Return the law of an expert, one row."""
@@ -213,7 +213,7 @@ class MoE(AbstractTask):
             return {}
         sums = {metric.name: 0.0 for metric in self.metrics}
         for batch in self.batches(split, seeds, epoch=0, size=_AT_ONCE):
-            out = _bare(model)(batch.images, 1, self._route(False))
+            out: Output = bare(model)(batch.images, 1, self._route(False))
             sums["loss"] += float(_cross_entropy(out.scores, batch.labels).double().sum())
             right = out.scores[0].argmax(-1) == batch.labels
             sums["accuracy"] += 100.0 * float(right.sum())
@@ -241,8 +241,3 @@ def _cross_entropy(scores: Tensor, labels: Tensor) -> Tensor:
     """Return the cross entropies (N, B) of scores (N, B, 10)."""
     wanted = labels.expand(scores.shape[:-1]).flatten()
     return F.cross_entropy(scores.flatten(0, 1), wanted, reduction="none").view(scores.shape[:-1])
-
-
-def _bare(model: nn.Module) -> Classifier:
-    inner = getattr(model, "module", model)
-    return inner  # pyright: ignore[reportReturnType]

@@ -19,7 +19,7 @@ from .. import optimizers
 from ..config import RunConfig
 from ..nas_tables import EDGES, OPS, AccuracyTable, cell_number, load_table
 from ..seeds import Seeds
-from ..task import AbstractTask, Metric
+from ..task import AbstractTask, Metric, bare
 from ._labelled import LABELLED
 from ._search_data import SearchData, Step, parts
 from ._supernet import EvaluateOps, Supernet
@@ -171,7 +171,7 @@ class NAS(AbstractTask):
 
     def latent(self, model: nn.Module, batch: Step) -> Categorical:
         """Return the law of the cell, one row whatever the batch."""
-        return _bare(model).law()
+        return bare(model).law()
 
     def law(self) -> Categorical:
         """Return a law of one row."""
@@ -191,19 +191,8 @@ class NAS(AbstractTask):
 
     def optimizers(self, model: nn.Module, config: RunConfig) -> Sequence[torch.optim.Optimizer]:
         """Return the config's optimizer for the weights, with Nesterov's momentum, and Adam."""
-        net = _bare(model)
-        if config.optimizer == "sgd":
-            # Not fused: that form fails where an op has no momentum yet, since it was not sampled.
-            weights = torch.optim.SGD(
-                net.network.parameters(),
-                lr=config.lr,
-                momentum=config.momentum,
-                weight_decay=config.weight_decay,
-                nesterov=config.momentum > 0,
-                foreach=True,
-            )
-        else:
-            weights = optimizers.build(config, net.network.parameters())
+        net: Supernet = bare(model)
+        weights = optimizers.build(config, net.network.parameters(), nesterov=True)
         adam = torch.optim.Adam(
             [net.architecture],
             lr=self.arch_lr,
@@ -223,7 +212,7 @@ class NAS(AbstractTask):
         """
         if final != (split == "test"):
             return {}
-        net = _bare(model)
+        net: Supernet = bare(model)
         z = net.law().mode().squeeze(0)
         loss = right = count = 0.0
         for step in self.batches(split, seeds, epoch=0, size=_AT_ONCE):
@@ -239,14 +228,9 @@ class NAS(AbstractTask):
 
         With `lookup` also the cell's "index" in the benchmark, and every column of the table.
         """
-        net = _bare(model)
+        net: Supernet = bare(model)
         cell, entropy = net.cell(), float(net.law().entropy())  # at most 6 log 5 = 9.66
         found = {"cell": float(cell_number(cell)), "entropy": entropy}
         if self._table is not None:
             found |= {"index": float(self._table.index(cell)), **self._table.row(cell)}
         return found
-
-
-def _bare(model: nn.Module) -> Supernet:
-    inner = getattr(model, "module", model)
-    return inner  # pyright: ignore[reportReturnType]

@@ -18,7 +18,7 @@ from ...laws.categorical import Categorical
 from ...rollout import Bound
 from ..options import added
 from ..seeds import Seeds
-from ..task import AbstractTask, Metric
+from ..task import AbstractTask, Metric, bare
 
 Target = float | Literal["grid"]
 Family = Literal["categorical", "bernoulli"]
@@ -167,7 +167,7 @@ class Polynomial(AbstractTask):
 
     def latent(self, model: nn.Module, batch: Tensor) -> Distribution:
         """Return the law of the bits, once for each row."""
-        return _bare(model).law(len(batch))
+        return bare(model).law(len(batch))
 
     def law(self) -> Distribution:
         """Return a law of one row."""
@@ -182,15 +182,10 @@ class Polynomial(AbstractTask):
         """Return the expected loss and its gap; nothing is held out, so {} for "valid"."""
         if final or split == "valid":
             return {}
-        logits = _bare(model).logits
+        logits = bare(model).logits
         return {"loss": float(self.expected_loss(logits)), "gap": float(self.gap(logits))}
 
 
 def _mean(costs: Tensor, logits: Tensor) -> Tensor:
     """Return the mean over the bits of what each one costs in expectation."""
     return (logits.double().softmax(-1) * costs.to(logits.device)).sum(-1).mean()
-
-
-def _bare(model: nn.Module) -> Bits:
-    inner = getattr(model, "module", model)
-    return inner  # pyright: ignore[reportReturnType]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal, cast, get_args
+from typing import ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from ..data import Binarize
 from ..optimizers import tempered
 from ..options import added
 from ..seeds import Seeds
+from ..task import bare
 from ..variances import gradient_variances
 from ._images import AbstractImageVAE, AbstractVAE
 
@@ -77,10 +78,8 @@ class CategoricalVAE(AbstractVAE):
         super().__init__(pixels, hidden, latents * classes, activation)
         self.latents, self.classes = latents, classes
         if code == "corners":
-            first, *others = self.decoder
-            width = cast(nn.Linear, first).out_features
-            numbers = nn.Linear(latents * (classes.bit_length() - 1), width)
-            self.decoder = nn.Sequential(_Corners(latents, classes), numbers, *others)
+            bits = latents * (classes.bit_length() - 1)
+            self.decode_from(bits, _Corners(latents, classes))
 
     def encode(self, x: Tensor) -> Categorical:
         """Return q(z | x) for images (B, pixels)."""
@@ -219,5 +218,4 @@ class VAE(AbstractImageVAE):
 
 def network(model: nn.Module) -> CategoricalVAE:
     """Return the model itself, without what trains it around it."""
-    inner = getattr(model, "module", model)
-    return inner  # pyright: ignore[reportReturnType]
+    return bare(model)
