@@ -271,6 +271,36 @@ def test_what_torch_has_and_the_library_has_not_is_refused_by_name():
             gt.as_distribution(q)
 
 
+@pytest.mark.parametrize(
+    ("q", "words"),
+    [
+        (td.HalfNormal(1.0), ("base distribution", "transforms into f")),
+        (td.Pareto(1.0, 2.0), ("base distribution", "transforms into f")),
+        (td.MultivariateNormal(torch.zeros(2), torch.eye(2)), ("standard normals", "scale_tril")),
+    ],
+    ids=lambda x: type(x).__name__,
+)
+def test_the_refusal_of_a_function_of_a_served_law_says_how_to_serve_it(q, words):
+    with refuses(gt.UnsupportedError, type(q).__name__, *words):
+        gt.as_distribution(q)
+
+
+@pytest.mark.parametrize("name", ["sample", "rsample", "log_prob"])
+def test_a_subclass_that_is_another_law_is_not_taken_for_its_parent(name):
+    cut = type("Cut", (td.Normal,), {name: lambda self, *a: getattr(td.Normal, name)(self, *a)})
+    with refuses(gt.UnsupportedError, "Cut", name, "Normal"):
+        gt.as_distribution(cut(0.0, 1.0))
+    plain = type("Named", (td.Normal,), {})
+    assert gt.as_distribution(plain(0.0, 1.0)).family == "continuous"
+
+
+def test_a_dirichlet_of_one_entry_is_that_entry_with_every_estimator():
+    q = td.Dirichlet(torch.ones(3, 1))
+    for estimator in (gt.Pathwise(), gt.RLOO(), gt.MeasureValued()):
+        value = gt.expect(lambda z: z.sum(-1), q, estimator, samples=2)
+        assert value.tolist() == [1.0] * 3
+
+
 def test_a_parameter_that_is_no_floating_point_number_is_refused():
     class Odd(td.Normal):
         def __init__(self):
@@ -353,6 +383,52 @@ def test_a_normal_keeps_its_score_in_low_precision():
     )
     (got,) = torch.autograd.grad(value[7], loc)
     assert float(got) == pytest.approx(float(torch.special.ndtri(u[0, 7]) / 0.125), rel=0.01)
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1e-7, 1e-20])
+def test_a_scale_below_the_digits_of_loc_keeps_its_score(scale):
+    """In float32 loc + scale x has few digits of x left, or none."""
+    for kind in (td.Normal, td.Laplace, td.Cauchy, lambda *p: gt.distributions.Logistic(*p)):
+        loc, leaf = torch.tensor(1.0), torch.tensor(scale, requires_grad=True)
+        u = uniform(1, 40, seed=3)
+        one = lambda z: torch.ones_like(z)  # noqa: E731
+        got = gt.expect(one, kind(loc, leaf).expand((40,)), gt.Reinforce(), noise=u)
+        unit = torch.tensor(1.0, dtype=F64, requires_grad=True)
+        at = kind(torch.tensor(0.0, dtype=F64), unit).expand((40,))
+        want = gt.expect(lambda z: torch.ones_like(z), at, gt.Reinforce(), noise=u)
+        if scale > 1e-15:  # where float64 has digits left
+            for k in (0, 7, 23):
+                (a,) = torch.autograd.grad(got[k], leaf, retain_graph=True)
+                (b,) = torch.autograd.grad(want[k], unit, retain_graph=True)
+                assert float(a) * scale == pytest.approx(float(b), rel=1e-5)
+        assert torch.autograd.grad(got.sum(), leaf)[0].isfinite()
+
+
+@pytest.mark.parametrize("df", [1e-3, 0.02, 0.1])
+@pytest.mark.parametrize("dtype", [F64, torch.float32])
+def test_students_t_of_few_degrees_of_freedom_is_finite(df, dtype):
+    """Half of all points of df 1e-3 lie beyond 1e301."""
+    ends = torch.tensor([0.0, 2.0**-53, 1e-9, 0.1, 0.5, 0.8, 1 - 2.0**-53], dtype=F64)
+    u = torch.cartesian_prod(ends, ends)
+    leaves = [torch.tensor(x, dtype=dtype, requires_grad=True) for x in (df, 0.3, 1.2)]
+    f = lambda z: 1 / (1 + z.square())  # noqa: E731
+    for estimator in (gt.Pathwise(), gt.Reinforce()):
+        value = gt.expect(f, td.StudentT(*leaves).expand((49,)), estimator, noise=u[None])
+        gradients = torch.autograd.grad(value.sum(), leaves)
+        assert all(x.isfinite().all() for x in (value, *gradients))
+    q = td.StudentT(leaves[0].detach(), *leaves[1:]).expand((49,))
+    value = gt.expect(f, q, gt.MeasureValued(), noise=torch.cat((u, u), -1)[None])
+    assert all(x.isfinite() for x in torch.autograd.grad(value.sum(), leaves[1:]))
+
+
+@pytest.mark.parametrize("df", [1e-3, 0.02, 0.6])
+def test_the_score_of_students_t_has_mean_zero_also_where_its_points_have_no_room(df):
+    leaf = torch.tensor(df, dtype=F64, requires_grad=True)
+    u, weight = uniforms(160, 2)
+    q = td.StudentT(leaf, torch.tensor(0.3, dtype=F64), 1.2).expand((len(u),))
+    value = gt.expect(lambda z: torch.ones_like(z), q, gt.Reinforce(), noise=u[None])
+    (got,) = torch.autograd.grad((value * weight).sum(), leaf)
+    assert abs(float(got)) * df < 1e-5
 
 
 CASES_OF_TRANSFORMS = {n: EXPLICIT.get(n, IMPLICIT.get(n)) for n in ("normal", "gamma", "student")}

@@ -7,7 +7,8 @@ from scipy import stats
 
 import gradthrough as gt
 from continuous import COUNTS, F64, each, having, law_of, rows
-from problems import normal, refuses, uniform
+from gradthrough.laws.quantiles import binomial_tail
+from problems import normal, uniform
 
 TAIL = 1e-14
 TABLE = normal(400, seed=5)
@@ -256,12 +257,92 @@ def test_probs_and_logits_are_those_that_were_given():
         assert torch.autograd.grad(value, probs)[0].isfinite()
 
 
-def test_a_compiled_binomial_is_refused(compiler):
-    q = td.Binomial(4, logits=torch.zeros(3))
-    noise = uniform(1, 3)
+# --- without a sum over the support
 
-    def loss(noise):
-        return gt.expect(lambda z: z, q, gt.Reinforce(), noise=noise)
 
-    with refuses(Exception, "Binomial", "torch.compile"):
-        compiler(loss)(noise)
+@pytest.mark.parametrize("n", [1, 2, 7, 30, 1000, 10**6, 10**9])
+def test_the_tail_of_a_binomial_is_that_of_scipy(n):
+    spread = torch.linspace(-9, 9, 37, dtype=F64)
+    rare = 1.999 / (n + 1)
+    for p in (1e-9, 1e-4, 0.1, 0.5, 0.8, 1 - 1e-6, rare, 1 - rare):
+        logits = torch.logit(torch.tensor(p, dtype=F64))
+        k = (n * p + spread * (n * p * (1 - p) + 0.1) ** 0.5).round().clamp(0, n - 1).unique()
+        above, got = binomial_tail(k, torch.full_like(k, n), logits.expand_as(k))
+        law = stats.binom(n, float(logits.sigmoid()))
+        want = torch.where(above, *(torch.as_tensor(x(k.numpy())) for x in (law.sf, law.cdf)))
+        some = want > 1e-250
+        # p is rounded, and 1 - p with it.
+        torch.testing.assert_close(got[some], want[some], rtol=1e-12 + 1e-15 * n, atol=0.0)
+        assert bool((got[~some] < 1e-249).all())
+
+
+@pytest.mark.parametrize("n", [101, 5000, 10**7])
+def test_a_binomial_of_many_trials_is_drawn_from_where_its_tail_says(n):
+    u = torch.cat((uniform(200), torch.tensor([1e-12, 1 - 1e-12, 1 - 2.0**-53], dtype=F64)))
+    for p in (1e-9, 0.2, 0.5, 0.97):
+        z, _ = gt.as_distribution(td.Binomial(n, torch.full((203,), p, dtype=F64))).draw(u)
+        law = stats.binom(n, p)
+        assert bool((torch.as_tensor(law.cdf(z.numpy() - 1)) <= u + 1e-9).all())
+        assert bool((torch.as_tensor(law.cdf(z.numpy())) >= u - 1e-9).all())
+        assert bool((torch.as_tensor(law.sf(z.numpy()))[200:] <= 1.000001 * (1 - u[200:])).all())
+
+
+def test_many_trials_take_no_more_memory_than_few():
+    """One number for each of a thousand million trials would be eight gigabytes a variable."""
+    q = td.Binomial(10**9, torch.full((2,), 0.4, dtype=F64, requires_grad=True))
+    for estimator in (gt.RLOO(), gt.MeasureValued()):
+        value = gt.expect(lambda z: z / 1e9, q, estimator, samples=2)
+        assert float((value.detach() - 0.4).abs().max()) < 1e-3
+
+
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated")
+def test_a_compiled_binomial_draws_what_an_eager_one_draws(compiler):
+    noise, counts = uniform(2, 5, 2, seed=4), torch.tensor([0.0, 1, 7, 40, 3000], dtype=F64)
+
+    def loss(logits):
+        q = td.Binomial(counts, logits=logits, validate_args=False)
+        return gt.expect(torch.sin, q, gt.MeasureValued(), samples=2, noise=noise)
+
+    results = []
+    for run in (loss, compiler(loss)):
+        logits = normal(5).requires_grad_()
+        value = run(logits)
+        results.append((value, *torch.autograd.grad(value.sum(), logits)))
+    for a, b in zip(*results, strict=True):
+        close(a, b, 1e-12)
+
+
+def test_vmap_of_grad_takes_a_count_for_each():
+    noise, counts = uniform(3, 2, seed=4), torch.tensor([4.0, 300.0, 1.0], dtype=F64)
+
+    def loss(logits, n, u):
+        q = td.Binomial(n, logits=logits, validate_args=False)
+        return gt.expect(torch.sin, q, gt.RLOO(), samples=2, noise=u)
+
+    got = torch.func.vmap(torch.func.grad(loss))(normal(3), counts, noise)
+    for k, logits in enumerate(normal(3)):
+        leaf = logits.clone().requires_grad_()
+        close(got[k], torch.autograd.grad(loss(leaf, counts[k], noise[k]), leaf)[0], 1e-12)
+
+
+def test_a_rate_of_zero_draws_nothing_and_has_the_score_of_nothing():
+    rate = torch.zeros(3, requires_grad=True)
+    value = gt.expect(lambda z: z + 1, td.Poisson(rate), gt.Reinforce())
+    assert torch.autograd.grad(value.sum(), rate)[0].tolist() == [-1.0] * 3
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        lambda x: td.Poisson(x, validate_args=False),
+        lambda x: td.Binomial(5, logits=x, validate_args=False),
+        lambda x: td.Binomial(500, logits=x, validate_args=False),
+        lambda x: td.Geometric(logits=x, validate_args=False),
+    ],
+)
+def test_a_parameter_that_is_no_number_draws_none(kind):
+    """Where torch was told not to look; the rows beside it are as they would be."""
+    x, u = torch.tensor([0.7, torch.nan], dtype=F64), uniform(2)
+    z, _ = law_of(kind(x)).draw(u)
+    assert z.isnan().tolist() == [False, True]
+    assert z[0] == law_of(kind(x[:1])).draw(u[:1])[0]

@@ -68,15 +68,49 @@ def as_distribution(x: object) -> Law:
         return Bernoulli(**_given(base), event_dims=event_dims)
     for kind, ours in _HELD.items():
         if isinstance(base, kind):
+            _check_unchanged(base, kind, ours)
             return ours(tuple(getattr(base, n) for n in ours.names), event_dims)
     if isinstance(base, td.Geometric | td.Binomial):
         return _of_odds(base, event_dims)
     raise UnsupportedError(
-        f"expected logits or a distribution, but a {type(base).__name__} came. Wanted: a Tensor of "
-        "logits, gradthrough.Categorical, gradthrough.Bernoulli, or of torch.distributions "
-        "Categorical, OneHotCategorical, Bernoulli, "
+        f"expected logits or a distribution, but {type(base).__name__} came. Wanted: a Tensor of "
+        "logits, gradthrough.Categorical, gradthrough.Bernoulli, gradthrough.distributions."
+        "Logistic, or of torch.distributions Categorical, OneHotCategorical, Bernoulli, "
         f"{', '.join(kind.__name__ for kind in _HELD)}, Geometric, Binomial, Independent of these."
+        f"{_remedy(base)}"
     )
+
+
+def _remedy(base: object) -> str:
+    """Return how to serve a law that is a function of one that is served."""
+    if isinstance(base, td.MultivariateNormal | td.LowRankMultivariateNormal):
+        return (
+            " Take standard normals, torch.distributions.Independent(Normal(zeros, ones), 1), as "
+            "z, and f(loc + scale_tril @ z): gradthrough.Pathwise() serves loc and scale_tril, "
+            "which are then parameters of f."
+        )
+    inner = cast(object, getattr(base, "base_dist", None))
+    while isinstance(inner, td.Independent):
+        inner = cast(object, cast(Any, inner).base_dist)
+    if isinstance(inner, tuple(_HELD)):
+        return (
+            " Take its base distribution, and put its transforms into f: they are then part of f, "
+            "and their parameters get the gradient of f."
+        )
+    return ""
+
+
+def _check_unchanged(base: object, kind: type, ours: type[Parametric]) -> None:
+    """Refuse a subclass whose samples or densities are its own, such as a truncated normal."""
+    if ours.family != "continuous":  # Pyro has other densities of the same counts
+        return
+    for name in ("sample", "rsample", "log_prob"):
+        if getattr(type(base), name) is not getattr(kind, name):
+            raise UnsupportedError(
+                f"{type(base).__name__} is a {kind.__name__} with a {name} of its own, so another "
+                f"law, which would be taken for a {kind.__name__}. Pass a torch.distributions."
+                f"{kind.__name__}, and put what differs into f."
+            )
 
 
 def as_discrete(x: object) -> Distribution:

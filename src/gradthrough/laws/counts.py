@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid, softplus
 
-from .._errors import UnsupportedError
 from .parametric import Parametric
-from .quantiles import inner, special, together
+from .quantiles import binomial_tail, inner, known_most, least_count, special, together
 
 _BISECTIONS = 24
+_FEW = 100  # trials, of which a sum over the support is less work than integrals
 
 
 class Count(Parametric):
@@ -32,23 +32,22 @@ class Poisson(Count):
         # Less than the last step of the grid of uniforms lies beyond these ends, by Bernstein.
         width = 9.0 * rate.sqrt() + 40.0
         below, at = (rate - width).floor().clamp_min(-1.0), (rate + width).ceil()
-        for _ in range(_BISECTIONS):
-            middle = ((below + at) / 2.0).floor()
-            over = self._exceeds(middle.clamp_min(0.0), rate, u) & (middle >= 0.0)
-            below, at = torch.where(over, below, middle), torch.where(over, middle, at)
-        return at
+        return least_count(below, at, lambda k: self._exceeds(k, rate, u), _BISECTIONS)
 
     @staticmethod
     def _exceeds(k: Tensor, rate: Tensor, u: Tensor) -> Tensor:
         """Return whether P(z <= k) > u, from whichever tail is small."""
-        lower = special.gammaincc(k + 1.0, rate)
-        upper = special.gammainc(k + 1.0, rate)
-        return torch.where(u < 0.5, lower > u, upper < 1.0 - u)
+        more = k.clamp_min(0.0) + 1.0
+        lower, upper = special.gammaincc(more, rate), special.gammainc(more, rate)
+        return torch.where(u < 0.5, lower > u, upper < 1.0 - u) & (k >= 0.0)
 
     def log_density(self, raw: Tensor) -> Tensor:
         """Return the log-probability, variable by variable."""
         (rate,) = self.numbers(raw.dtype)
-        return torch.xlogy(raw, rate) - rate - torch.lgamma(raw + 1.0)
+        # At 0, where nothing is counted, the factor 0 is no slope of a rate of 0 either.
+        some = raw > 0.0
+        powers = torch.where(some, raw * torch.where(some, rate, 1.0).log(), 0.0)
+        return powers - rate - torch.lgamma(raw + 1.0)
 
     def raw_moves(self, raw: Tensor, spare: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Return the move to one more."""
@@ -114,22 +113,22 @@ class Binomial(Count):
         (logits,) = self.numbers(torch.float64)
         logits, u = together(logits.detach(), noise.detach())
         n = self.total_count.to(torch.float64).expand_as(u)
-        support = torch.arange(self._most() + 1, dtype=torch.float64, device=u.device)
-        mass = _log_binomial(support, n.unsqueeze(-1), logits.unsqueeze(-1)).exp()
-        # Each tail is summed from its own end, so that the small one keeps its digits.
-        lower = mass.cumsum(-1)
-        upper = mass.flip(-1).cumsum(-1).flip(-1) - mass
-        x = u.unsqueeze(-1)
-        below = torch.where(x < 0.5, lower <= x, upper >= 1.0 - x)
-        return torch.minimum(below.to(torch.float64).sum(-1), n)
+        most = known_most(self.total_count)
+        if most is not None and most <= _FEW:
+            return _by_sums(n, logits, u, most)
+        mean = n * logits.sigmoid()
+        width = 9.0 * (mean * (-logits).sigmoid()).sqrt() + 40.0  # as above
+        below = (mean - width).floor().clamp_min(-1.0)
+        at = torch.minimum((mean + width).ceil(), n)
+        return least_count(below, at, lambda k: self._exceeds(k, n, logits, u), _BISECTIONS)
 
-    def _most(self) -> int:
-        if torch.compiler.is_compiling():
-            raise UnsupportedError(
-                "a Binomial sums over its support, whose size torch.compile cannot know. Draw it "
-                "outside of the compiled code, or sum Bernoulli variables."
-            )
-        return int(self.total_count.max()) if self.total_count.numel() else 0
+    @staticmethod
+    def _exceeds(k: Tensor, n: Tensor, logits: Tensor, u: Tensor) -> Tensor:
+        """Return whether P(z <= k) > u."""
+        inside = torch.minimum(k, n - 1.0).clamp_min(0.0)
+        above, tail = binomial_tail(inside, n.clamp_min(1.0), logits)
+        over = torch.where(above, tail < 1.0 - u, tail > u)
+        return (over & (k >= 0.0)) | (k >= n)
 
     def log_density(self, raw: Tensor) -> Tensor:
         """Return the log-probability, variable by variable."""
@@ -145,6 +144,19 @@ class Binomial(Count):
         weight = side * n * logits.sigmoid() * (-logits).sigmoid()
         moved = torch.minimum((raw + side).clamp_min(0.0), n)  # no trial: nowhere to move to
         return [(weight, moved)]
+
+
+def _by_sums(n: Tensor, logits: Tensor, u: Tensor, most: int) -> Tensor:
+    """Return the least number with more than u of a binomial law at or below it."""
+    support = torch.arange(most + 1, dtype=torch.float64, device=u.device)
+    mass = _log_binomial(support, n.unsqueeze(-1), logits.unsqueeze(-1)).exp()
+    # Each tail is summed from its own end, so that the small one keeps its digits.
+    lower = mass.cumsum(-1)
+    upper = mass.flip(-1).cumsum(-1).flip(-1) - mass
+    x = u.unsqueeze(-1)
+    below = torch.where(x < 0.5, lower <= x, upper >= 1.0 - x)
+    z = torch.minimum(below.to(torch.float64).sum(-1), n)
+    return torch.where(logits.isnan(), torch.nan, z)
 
 
 def _log_binomial(k: Tensor, n: Tensor, logits: Tensor) -> Tensor:

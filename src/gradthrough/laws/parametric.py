@@ -16,8 +16,9 @@ class Parametric(Law):
     r"""Independent variables of a law of ``torch.distributions``, made from uniforms.
 
     A *raw* point is the point before rounding to the dtype of the parameters, or its logarithm
-    where a number has no room for it. Samples, densities and moves are computed with raw points,
-    in float32 or better.
+    where a number has no room for it. Densities and moves are computed with raw points, in
+    float64: in the dtype of the parameters, loc + scale x may have no digits of x left. A sample
+    that carries its own gradient is computed in float32 or better.
 
     Args:
         parameters: one tensor for each of `names`, (\*batch, \*event[, K]).
@@ -85,8 +86,9 @@ class Parametric(Law):
         return (*self.variables, count) if count > 1 else self.variables
 
     def numbers(self, dtype: torch.dtype | None = None) -> tuple[Tensor, ...]:
-        """Return the parameters in a dtype, by default float32 or better."""
-        return tuple(x.to(dtype or compute_dtype(self.dtype)) for x in self._parameters)
+        """Return the parameters in a dtype, by default theirs, but float32 or better."""
+        best = dtype or torch.promote_types(compute_dtype(self.dtype), self._parameters[0].dtype)
+        return tuple(x.to(best) for x in self._parameters)
 
     @abc.abstractmethod
     def raw(self, noise: Tensor) -> Tensor:
@@ -100,9 +102,13 @@ class Parametric(Law):
     def log_density(self, raw: Tensor) -> Tensor:
         """Return the log-density at the points of raw ones, variable by variable."""
 
+    def _precise(self) -> Self:
+        """Return the law without the graph of its parameters, in float64 but for its points."""
+        return self.with_parameters(*(x.detach().to(torch.float64) for x in self._parameters))
+
     def draw(self, noise: Tensor) -> tuple[Tensor, Tensor]:
         """Return points without a graph, and raw."""
-        one = self.detached()
+        one = self._precise()
         raw = one.raw(noise.detach())
         return one.point(raw), raw
 
@@ -120,7 +126,7 @@ class Parametric(Law):
 
     def moves(self, noise: Tensor) -> tuple[Tensor, list[Move]]:
         """Return samples, and the terms of the measure-valued derivative, one for each `moved`."""
-        one, u, each = self.detached(), noise.detach(), self._each
+        one, u, each = self._precise(), noise.detach(), self._each
         own = u if each + self.spare == 1 else u[..., 0] if each == 1 else u[..., :each]
         raw = one.raw(own)
         terms = one.raw_moves(raw, u[..., each:] if self.spare else u)
