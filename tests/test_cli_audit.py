@@ -6,6 +6,7 @@ import torch
 import gradthrough as gt
 from gradthrough import cli, cli_audit
 from gradthrough.bench.seeds import Seeds
+from gradthrough.bench.tasks.gaussian_vae import GaussianVAE
 from gradthrough.bench.tasks.polynomial import Polynomial
 from gradthrough.bench.tasks.vae import VAE
 
@@ -79,8 +80,15 @@ def test_the_temperature_is_searched_for(module, capsys):
     assert "Take st, tau=" in capsys.readouterr().out
 
 
-def test_the_weights_in_front_are_those_that_the_logits_depend_on():
-    task = VAE(dataset="digits", latents=2, classes=3, hidden=(8,), bound_samples=0)
+@pytest.mark.parametrize(
+    "task",
+    [
+        VAE(dataset="digits", latents=2, classes=3, hidden=(8,), bound_samples=0),
+        GaussianVAE(dataset="digits", latents=2, hidden=(8,), bound_samples=0),
+    ],
+    ids=lambda task: task.name,
+)
+def test_the_weights_in_front_are_those_that_the_law_depends_on(task):
     model = task.model(Seeds(0))
     batch = next(task.batches("train", Seeds(0), epoch=0, size=5))
     found = cli_audit.in_front(task, model, batch)

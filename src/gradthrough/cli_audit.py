@@ -130,8 +130,9 @@ def load_problem(place: str) -> dict[str, Any]:
 def in_front(task: AbstractTask, model: nn.Module, batch: Tensor) -> list[Tensor]:
     """Return the parameters that the law of the latents depends on."""
     params = [p for p in model.parameters() if p.requires_grad]
-    logits = task.latent(model, batch).logits
-    found = torch.autograd.grad(logits.sum(), params, allow_unused=True)
+    law = task.latent(model, batch)
+    numbers = torch.stack([x.sum() for x in law.parameters if x.requires_grad]).sum()
+    found = torch.autograd.grad(numbers, params, allow_unused=True)
     given = cast("tuple[Tensor | None, ...]", found)
     return [p for p, g in zip(params, given, strict=True) if g is not None]
 

@@ -38,10 +38,11 @@ def audit(
 
     What is measured is the gradient g of the batch mean of E f(z) in the parameters of the law,
     flattened, with f held fixed: in the logits, or in those of loc, scale, rate ... that require a
-    gradient, in all of them if none does. Its bias ``||E g - r||`` against the reference r, its
-    variance ``tr Cov g``, its mean squared error ``E ||g - r||^2 = variance + bias^2``, each with
-    a 95 % interval, and its cosine with r. All estimators spend the same number of evaluations
-    of f.
+    gradient, in all of them if none does. A parameter that is broadcast has a number for each
+    variable, and one given as probs is audited in its logits. Its bias ``||E g - r||`` against
+    the reference r, its variance ``tr Cov g``, its mean squared error
+    ``E ||g - r||^2 = variance + bias^2``, each with a 95 % interval, and its cosine with r. All
+    estimators spend the same number of evaluations of f.
 
     Args:
         f: takes points (N, \*batch, \*event[, C]), returns values (N, \*batch), as in `expect`.
@@ -55,9 +56,10 @@ def audit(
             "local expectation", unbiased draws that enumerate one variable at a time;
             "measure-valued", the like for laws without classes; "score function", unbiased draws
             of RLOO; "auto", the first of these that is within reach; or the gradient itself, a
-            tensor of the parameter's shape, flat where there are several. The standard error of
-            a drawn reference is part of every interval. Where f is random itself (dropout), no
-            sum is exact, and a reference is drawn.
+            tensor of the parameter's shape, or flat: one parameter after the other, in the order
+            that the report names them. The standard error of a drawn reference is part of every
+            interval. Where f is random itself (dropout), no sum is exact, and a reference is
+            drawn.
         generator: source of the seeds.
         chunk: estimates made at once; by default as many as 64 MiB hold.
 

@@ -44,7 +44,8 @@ class FunctionProblem(AbstractProblem):
         asked = [x.requires_grad for x in q.parameters]
         self._asked = asked if any(asked) else [True] * len(asked)
         self.f, self.dist = f, q.detached()
-        names = " and ".join(n for n, a in zip(q.names, self._asked, strict=True) if a)
+        *some, last = [n for n, a in zip(q.names, self._asked, strict=True) if a]
+        names = f"{', '.join(some)} and {last}" if some else last
         chosen = self._chosen(q.parameters)
         self.dimensions, self.device = sum(x.numel() for x in chosen), q.device
         self.dtype = max((x.dtype for x in chosen), key=lambda dtype: torch.finfo(dtype).eps)
@@ -65,8 +66,8 @@ class FunctionProblem(AbstractProblem):
             if isinstance(q, Distribution) and q.family == "categorical"
             else ""
         )
-        rows = f"{self.rows:,} rows" if self.rows > 1 else "one row"
-        self.words = f"{rows}, each of {many}{classes}; gradient in {self.dimensions:,} {numbers}"
+        rows = f"{self.rows:,} rows, each" if self.rows > 1 else "one row"
+        self.words = f"{rows} of {many}{classes}; gradient in {self.dimensions:,} {numbers}"
 
     def samples(self, estimator: AbstractEstimator, evaluations: int) -> tuple[int, int]:
         """Return how many samples fit into so many evaluations a row, and how many they take."""
@@ -161,5 +162,6 @@ def _slope(value: Tensor, leaves: Sequence[Tensor]) -> Tensor:
         )
     parts = zip(found, leaves, strict=True)
     return torch.cat(
-        [(torch.zeros_like(x) if g is None else g).flatten(1).double() for g, x in parts], 1
+        [(torch.zeros_like(x) if g is None else g).reshape(len(x), -1).double() for g, x in parts],
+        1,
     )

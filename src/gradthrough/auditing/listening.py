@@ -54,6 +54,7 @@ class Listener(Bound):
         self.numbers: float = 0  # that those points hold
         self.values: list[Tensor] = []  # of the choices that lie in no other
         self._outer: float = 1
+        self._depth = 0
 
     def __call__(self, f: Objective, dist: object) -> Tensor:
         """Return f at a plain sample, and note the law and f."""
@@ -65,9 +66,10 @@ class Listener(Bound):
         self._outer = before * (math.inf if endless else q.support_size)
         self.points += self._outer * math.prod(q.batch_shape)
         self.numbers += self._outer * math.prod(q.batch_shape) * (1 if endless else width(q))
+        self._depth += 1
         value = super().__call__(f, q)
-        self._outer = before
-        if before == 1:
+        self._outer, self._depth = before, self._depth - 1
+        if not self._depth:
             self.values.append(value.detach())
         return value
 

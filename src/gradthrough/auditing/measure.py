@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .._errors import ConfigError, DomainError, ShapeError, UnsupportedError
+from ..laws.base import Distribution
 from .cost import peak_bytes
 from .intervals import of_mean
 from .moments import Moments, Target, group_count
@@ -105,9 +106,8 @@ def reference_of(
             return Target(_sound(gradient)), Reference("exact", norm, 0.0, points, words)
         if kind == "exact":
             raise UnsupportedError(
-                f"the exact gradient of this problem is out of reach ({problem.words}): it is a "
-                f"sum over at most {LIMIT:,} points, all rows together, of laws that go through "
-                f"expect(f, dist). Audit fewer rows, or leave reference='auto'.{problem.caveat}"
+                f"the exact gradient of this problem is out of reach ({problem.words}): "
+                f"{_why_not(problem)}, or leave reference='auto'.{problem.caveat}"
             )
     budget = 4 * evaluations * replicates
     candidates = [one for one in problem.unbiased() if kind in ("auto", one.kind)]
@@ -133,22 +133,36 @@ def _drawn(
 ) -> tuple[Target, Reference]:
     draws = max(_DRAWS, budget // one.cost)
     held = peak_bytes(lambda: one.draw(1, generator))
-    moments = moments_of(
-        one.draw,
-        replicates=draws,
-        chunk=chunk_size(problem, held, chunk),
-        generator=generator,
-        groups=group_count(min(draws, replicates), problem.dimensions),
-    )
+    try:
+        moments = moments_of(
+            one.draw,
+            replicates=draws,
+            chunk=chunk_size(problem, held, chunk),
+            generator=generator,
+            groups=group_count(min(draws, replicates), problem.dimensions),
+        )
+    except UnsupportedError as error:
+        raise UnsupportedError(f"no reference can be drawn by {one.words}: {error}") from error
     variance = of_mean(moments.squares)[0] / draws
     target = Target(_sound(moments.mean), moments.groups, variance)
     norm, error = math.sqrt(target.square), math.sqrt(variance)
-    share = f"{100 * error / norm:.2g} % of its norm" if norm > 0 else "more than its norm"
+    share = f"{100 * error / norm:.2g} % of its norm" if error < norm else "more than its norm"
     words = (
         f"drawn without bias: the mean of {draws:,} times {one.words}; its standard error, {share},"
         f" is part of every interval.{problem.caveat}"
     )
     return target, Reference(one.kind, norm, error, draws * one.cost, words)
+
+
+def _why_not(problem: AbstractProblem) -> str:
+    """Return why there is no exact gradient, and what to do."""
+    endless = [type(q).__name__ for q in problem.laws if not isinstance(q, Distribution)]
+    if endless:
+        return f"a {endless[0]} has no finite sum. Pass the gradient itself, as a tensor"
+    return (
+        f"it is a sum over at most {LIMIT:,} points, all rows together, of laws that go through "
+        "expect(f, dist). Audit fewer rows"
+    )
 
 
 def _given(problem: AbstractProblem, gradient: Tensor) -> tuple[Target, Reference]:

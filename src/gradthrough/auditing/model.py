@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .._errors import ConfigError, GradthroughError, ShapeError, UnsupportedError
-from ..estimators import AbstractEstimator
+from ..estimators import RLOO, AbstractEstimator
 from ..expect import admit
 from ..laws.law import Law
 from ..rollout import Bound
@@ -74,6 +74,10 @@ class ModelProblem(AbstractProblem):
         state = generator.get_state()
         losses = self._losses(listener)
         self.rows = losses.numel()
+        if not self.rows:
+            raise ShapeError(
+                "loss_fn returned no loss, of shape (0,). Pass a batch with at least one row."
+            )
         if not listener.laws:
             raise ConfigError(
                 "loss_fn never used the `expect` it was given, so there is no random choice to "
@@ -141,6 +145,8 @@ class ModelProblem(AbstractProblem):
         """Return what may stand in for the exact gradient, the best first, the cheapest last."""
         found = super().unbiased()
         if self.heard.sampled:
+            if self._cost(RLOO(), 2) is None:
+                return []
             words = f"REINFORCE of the whole program, leave-one-out over {_RUNS} runs"
             return [Unbiased("score function", self._scored, _RUNS, words)]
         if self.heard.rolled:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
@@ -142,10 +143,12 @@ class AbstractProblem(abc.ABC):
         return cost if cost <= _LIMIT else None
 
     def magnitude(self, generator: torch.Generator) -> float:
-        """Return about how long f times the score is, 0 where that cannot be had."""
-        try:
-            found = self.gradients(Reinforce(), 1, 4, generator)
-        except GradthroughError:
+        """Return about how long f times the score is, or the like, 0 where that cannot be had."""
+        for one in (Reinforce(), MeasureValued()):  # the law may lack a score
+            with suppress(GradthroughError):
+                found = self.gradients(one, 1, 4, generator)
+                break
+        else:
             return 0.0
         size = float(found.double().square().sum(-1).mean().sqrt())
         return size if math.isfinite(size) else 0.0

@@ -58,7 +58,7 @@ def exact_gradient(f: Objective, dist: Distribution) -> Tensor:
             weighted += (weight.reshape(*p.shape, *event) * score).sum(0)
             mean += weight.sum(0)
     return (
-        (weighted - mean.reshape(*mean.shape, *event) * plain) / math.prod(mean.shape)
+        (weighted - mean.reshape((*mean.shape, *event)) * plain) / math.prod(mean.shape)
     ).flatten()
 
 
