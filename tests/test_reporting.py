@@ -1,6 +1,7 @@
 """The report: its numbers are those of the records, its verdicts say what was compared."""
 
 import html
+import itertools
 import json
 import math
 import re
@@ -258,6 +259,15 @@ def test_under_a_schedule_a_run_of_other_length_is_another_protocol(tmp_path, mo
     one = entry(found, tmp_path, "5", "2")
     assert one.ours.values == (falling(1.0)[4],)
     assert one.verdict.kind == "outside"
+
+
+@pytest.mark.parametrize("moved", ["", 'schedule = "cosine"'])
+def test_how_often_one_looks_is_no_setting(tmp_path, moved):
+    head = HEAD.replace("epochs = 20", f"epochs = 20\n{moved}")
+    budgets = BUDGETS.replace("epochs = 10", "epochs = 10, evaluate_every = 5")
+    found = experiment(tmp_path, head=head, budgets=budgets)
+    put(tmp_path, config(found, "ReinMax", "2", budget="laptop"), falling(3.0, 10))
+    assert entry(found, tmp_path, "ReinMax", "2").verdict.text == "shorter: 10 of 20 epochs"
 
 
 def test_other_settings_get_no_verdict_and_smoke_no_place(tmp_path):
@@ -556,6 +566,35 @@ def test_a_method_looks_the_same_in_every_experiment(tmp_path):
     look = styles(experiment(tmp_path, TABLE, head=twice, name="twice"), view)
     assert look["hot"].colour == look["ReinMax"].colour
     assert look["hot"].dash != look["ReinMax"].dash
+
+
+def test_methods_of_one_estimator_on_several_tasks_have_their_own_colours(tmp_path):
+    more = "\n".join(
+        f'"{name}" = {{ estimator = "st", task_options = {{ length = {i + 5} }} }}'
+        for i, name in enumerate(("all", "one"))
+    )
+    head = HEAD.replace(
+        '"ST" = {', f'"Enumerate" = {{ estimator = "enumerate" }}\n{more}\n"ST" = {{'
+    )
+    view = FigureView("", {"loss": "train/loss"}, lines="method")
+    look = styles(experiment(tmp_path, TABLE, head=head, name="tasks"), view)
+    assert len({style.colour for style in look.values()}) == len(look) == 5
+    usual = styles(experiment(tmp_path), view)
+    assert look["ReinMax"] == usual["ReinMax"]  # enumerate, whose colour it is as well, gives way
+
+
+def test_what_all_cells_have_in_common_is_said_once(tmp_path):
+    found = experiment(tmp_path)
+    for name, p in itertools.product(("ReinMax", "ST"), ("2", "3")):
+        put(tmp_path, config(found, name, p, budget="laptop"), falling(3.0, 10))
+    one = section(found, tmp_path)
+    text = markdown([one], tmp_path)
+    assert text.count("shorter: 10 of 20 epochs") == 1
+    assert "All of them shorter: 10 of 20 epochs." in text
+    put(tmp_path, config(found, "ST", "3"), falling(3.0))
+    text = markdown([section(found, tmp_path)], tmp_path)
+    assert text.count("*shorter: 10 of 20 epochs*") == 3
+    assert "All of them" not in text
 
 
 SEARCH = """

@@ -70,19 +70,20 @@ def _table(table: Table) -> Iterator[str]:
     yield _text(table.says)
     lines = ["| " + " | ".join(map(_cell, (table.corner, *table.columns.values()))) + " |"]
     lines.append("|---|" + "---:|" * len(table.columns))
+    remark = texts.remark_of(table)
     for row, title in table.rows.items():
-        cells = [_entry(table.entries.get((row, column))) for column in table.columns]
+        cells = [_entry(table.entries.get((row, column)), remark) for column in table.columns]
         lines.append(f"| {' | '.join((_cell(title), *cells))} |")
     yield "\n".join(lines)
     source = texts.source_of(table)
-    yield _text(" ".join(x for x in (source, table.note) if x))
+    yield _text(" ".join(x for x in (texts.remark_line(table), source, table.note) if x))
     yield f"Ours: {_text(provenance(table.runs))}"
 
 
-def _entry(entry: Entry | None) -> str:
+def _entry(entry: Entry | None, remark: str) -> str:
     if entry is None:
         return "–"
-    ours, published, verdict = map(_cell, texts.lines_of(entry))
+    ours, published, verdict = map(_cell, texts.lines_of(entry, remark))
     found = (f"**{ours}**" if ours else "", published, f"*{verdict}*" if verdict else "")
     return "<br>".join(x for x in found if x)
 

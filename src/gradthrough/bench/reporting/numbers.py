@@ -214,6 +214,8 @@ def _departure(laptop: Cell, paper: Cell | None) -> tuple[tuple[int, int] | None
     ours, theirs = _flat(laptop.config), _flat(paper.config)
     names = [n for n in (*theirs, *(n for n in ours if n not in theirs)) if n != "seed"]
     changed = [n for n in names if ours.get(n) != theirs.get(n)]
+    if laptop.config.schedule != "plateau":  # else nothing that is trained depends on it
+        changed = [n for n in changed if n != "evaluate_every"]
     if changed == ["epochs"] and laptop.config.epochs < paper.config.epochs:
         return (laptop.config.epochs, paper.config.epochs), ""
     if not changed:  # a search, over other seeds

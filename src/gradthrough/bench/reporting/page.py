@@ -101,9 +101,10 @@ def _table(table: Table, anchor: str) -> Iterator[str]:
     head = "".join(
         f'<th scope="col">{_text(x)}</th>' for x in (table.corner, *table.columns.values())
     )
+    remark = texts.remark_of(table)
     rows = "".join(
         f'<tr><th scope="row">{_text(title)}</th>'
-        + "".join(_cell(table.entries.get((row, column))) for column in table.columns)
+        + "".join(_cell(table.entries.get((row, column)), remark) for column in table.columns)
         + "</tr>"
         for row, title in table.rows.items()
     )
@@ -112,15 +113,16 @@ def _table(table: Table, anchor: str) -> Iterator[str]:
         f'<div class="box" tabindex="0" role="region" aria-label="{label}"><table><thead><tr>{head}'
         f"</tr></thead><tbody>{rows}</tbody></table></div>"
     )
-    words = (texts.source_of(table), table.note, f"Ours: {provenance(table.runs)}")
+    source, ours = texts.source_of(table), f"Ours: {provenance(table.runs)}"
+    words = (texts.remark_line(table), source, table.note, ours)
     yield f'<p class="soft">{_text(" ".join(x for x in words if x))}</p>'
     yield _runs(table)
 
 
-def _cell(entry: Entry | None) -> str:
+def _cell(entry: Entry | None, remark: str) -> str:
     if entry is None:
         return "<td>–</td>"
-    ours, published, verdict = map(_text, texts.lines_of(entry))
+    ours, published, verdict = map(_text, texts.lines_of(entry, remark))
     parts = [f"<b>{ours}</b>"] if ours else []
     parts += [f'<span class="published">{published}</span>'] if published else []
     kind = entry.verdict.kind

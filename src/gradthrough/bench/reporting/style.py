@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ...estimators import ESTIMATORS
 from ..experiment import Experiment, FigureView
@@ -33,7 +33,8 @@ def styles(experiment: Experiment, view: FigureView) -> dict[str, Style]:
     """Return the looks of the lines of a figure, by level.
 
     Lines of an axis that sets the estimator have its colour wherever they are drawn, and so have
-    metrics whose last word is an estimator; a second line of the same estimator has other dashes.
+    metrics whose last word is an estimator. A second line of the same estimator has other dashes,
+    and where it is of another task, or its colour is taken, one that no line of the figure has yet.
     """
     name, metrics = view.lines, view.metrics
     axis = experiment.axes.get(name, {})
@@ -43,10 +44,22 @@ def styles(experiment: Experiment, view: FigureView) -> dict[str, Style]:
     order = [*_FIRST, *(key for key in ESTIMATORS if key not in _FIRST)]
     if not all(key in order for key in keys.values()):
         return {level: _style(i, 0) for i, level in enumerate(keys)}
+    places = {level: order.index(key or "") for level, key in keys.items()}
+    methods = {
+        level: repr([key, *(axis.get(level, {}).get(x) for x in ("task", "task_options"))])
+        for level, key in keys.items()
+    }
+    colours: dict[str, str] = {}
+    for level in sorted(places, key=lambda level: places[level]):  # those that most figures have
+        own = COLOURS[places[level] % len(COLOURS)]
+        left = [c for c in (own, *COLOURS) if c not in colours.values()]
+        colours.setdefault(methods[level], left[0] if left else own)
     found: dict[str, Style] = {}
     seen: list[str | None] = []
     for level, key in keys.items():
-        found[level] = _style(order.index(key or ""), seen.count(key))
+        found[level] = replace(
+            _style(places[level], seen.count(key)), colour=colours[methods[level]]
+        )
         seen.append(key)
     return found or {"": _style(0, 0)}
 

@@ -31,10 +31,27 @@ def title_of(entry: Entry) -> str:
     return f"after epoch {entry.ours.epoch}; {runs}" if runs else ""
 
 
-def lines_of(entry: Entry) -> tuple[str, str, str]:
-    """Return what a cell says: ours, published, verdict; "" for what there is not."""
+def lines_of(entry: Entry, remark: str = "") -> tuple[str, str, str]:
+    """Return what a cell says: ours, published, verdict; "" for what there is not.
+
+    A verdict that all cells share, `remark_of` the table, is said below it.
+    """
     published = "" if entry.published is None else entry.published.text
-    return ours_text(entry.ours), published, entry.verdict.text
+    said = "" if entry.verdict.text == remark else entry.verdict.text
+    return ours_text(entry.ours), published, said
+
+
+def remark_of(table: Table) -> str:
+    """Return what holds for every number of ours in a table, "" if they differ."""
+    said = {entry.verdict for entry in table.entries.values() if entry.ours.values}
+    one = said.pop() if len(said) == 1 else None
+    return one.text if one is not None and one.kind in ("shorter", "other") else ""
+
+
+def remark_line(table: Table) -> str:
+    """Return that as a sentence."""
+    remark = remark_of(table)
+    return f"All of them {remark}." if remark else ""
 
 
 def source_of(table: Table) -> str:
