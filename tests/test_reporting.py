@@ -30,7 +30,7 @@ from gradthrough.bench.reporting.output import write
 from gradthrough.bench.reporting.page import page
 from gradthrough.bench.reporting.picture import png
 from gradthrough.bench.reporting.runs import Store, family
-from gradthrough.bench.reporting.style import styles
+from gradthrough.bench.reporting.style import COLOURS, styles
 from gradthrough.bench.reporting.tables import table_of
 from gradthrough.bench.reporting.verdicts import verdict
 from gradthrough.bench.reporting.views import Published
@@ -581,6 +581,9 @@ def test_methods_of_one_estimator_on_several_tasks_have_their_own_colours(tmp_pa
     assert len({style.colour for style in look.values()}) == len(look) == 5
     usual = styles(experiment(tmp_path), view)
     assert look["ReinMax"] == usual["ReinMax"]  # enumerate, whose colour it is as well, gives way
+    last = HEAD.replace('"ST" = {', f'{more}\n"STGS" = {{ estimator = "stgs" }}\n"ST" = {{')
+    look = styles(experiment(tmp_path, TABLE, head=last, name="stgs"), view)
+    assert look["STGS"].colour == COLOURS[2]  # its own, though others look for one before it
 
 
 def test_what_all_cells_have_in_common_is_said_once(tmp_path):
@@ -589,8 +592,8 @@ def test_what_all_cells_have_in_common_is_said_once(tmp_path):
         put(tmp_path, config(found, name, p, budget="laptop"), falling(3.0, 10))
     one = section(found, tmp_path)
     text = markdown([one], tmp_path)
-    assert text.count("shorter: 10 of 20 epochs") == 1
-    assert "All of them shorter: 10 of 20 epochs." in text
+    assert "*shorter: 10 of 20 epochs*" not in text
+    assert text.count("All of them: shorter, 10 of 20 epochs.") == 1
     put(tmp_path, config(found, "ST", "3"), falling(3.0))
     text = markdown([section(found, tmp_path)], tmp_path)
     assert text.count("*shorter: 10 of 20 epochs*") == 3

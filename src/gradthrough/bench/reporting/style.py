@@ -49,10 +49,12 @@ def styles(experiment: Experiment, view: FigureView) -> dict[str, Style]:
         level: repr([key, *(axis.get(level, {}).get(x) for x in ("task", "task_options"))])
         for level, key in keys.items()
     }
+    kept = {COLOURS[place % len(COLOURS)] for place in places.values()}
+    spare = [*(c for c in COLOURS if c not in kept), *COLOURS]
     colours: dict[str, str] = {}
     for level in sorted(places, key=lambda level: places[level]):  # those that most figures have
         own = COLOURS[places[level] % len(COLOURS)]
-        left = [c for c in (own, *COLOURS) if c not in colours.values()]
+        left = [c for c in (own, *spare) if c not in colours.values()]
         colours.setdefault(methods[level], left[0] if left else own)
     found: dict[str, Style] = {}
     seen: list[str | None] = []

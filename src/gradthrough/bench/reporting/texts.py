@@ -51,7 +51,7 @@ def remark_of(table: Table) -> str:
 def remark_line(table: Table) -> str:
     """Return that as a sentence."""
     remark = remark_of(table)
-    return f"All of them {remark}." if remark else ""
+    return f"All of them: {remark.replace(': ', ', ', 1)}." if remark else ""
 
 
 def source_of(table: Table) -> str:
