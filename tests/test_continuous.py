@@ -473,3 +473,16 @@ def test_forward_mode_is_reverse_mode(case):
     for k, want in enumerate(wants):
         tangents = tuple(torch.ones_like(v) * (i == k) for i, v in enumerate(values))
         close(torch.func.jvp(loss, tuple(values), tangents)[1], want)
+
+
+@pytest.mark.parametrize("u", [1e-3, 1e-5, 1e-7])
+def test_a_beta_near_1_has_the_slopes_of_its_mirror_image_near_0(u):
+    def slopes(concentrations, noise):
+        a, b = (torch.tensor(x, dtype=F64, requires_grad=True) for x in concentrations)
+        value = gt.expect(lambda z: z, td.Beta(a, b), gt.Pathwise(), noise=noise)
+        return torch.stack(torch.autograd.grad(value, (a, b)))
+
+    noise = torch.tensor([[0.6, u]], dtype=F64)
+    near = slopes((1.3, 0.7), noise)
+    mirrored = slopes((0.7, 1.3), noise.flip(-1))
+    torch.testing.assert_close(near, -mirrored.flip(0), rtol=1e-13, atol=0.0)

@@ -5,6 +5,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
+from torch.nn.functional import logsigmoid
 
 from .._random import exponentials, normals
 from .continuous import Continuous
@@ -105,7 +106,10 @@ class Beta(Continuous):
     def raw(self, noise: Tensor) -> Tensor:
         """Return the logarithms of two gammas over their sum, (..., 2)."""
         concentration = torch.stack(self.numbers(torch.float64), -1)
-        return log_gamma_quantile(concentration, noise).log_softmax(-1)
+        first, second = log_gamma_quantile(concentration, noise).unbind(-1)
+        odds = first - second
+        # Not a softmax: its slope, 1 - z, is a difference, which has no digits near 1.
+        return torch.stack((logsigmoid(odds), logsigmoid(-odds)), -1)
 
     def point(self, raw: Tensor) -> Tensor:
         """Return z, inside of (0, 1)."""
