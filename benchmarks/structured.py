@@ -33,7 +33,7 @@ import gradthrough as gt
 from gradthrough.auditing.cost import allocated_bytes, now
 from gradthrough.bench import records
 from gradthrough.bench.environment import environment
-from gradthrough.laws.quantiles import log_gamma_quantile
+from gradthrough.laws.gamma_quantile import log_gamma_quantile
 
 COMMITTED = Path(__file__).parent / "results" / "structured.csv"
 LEAST, MOST, SECONDS = 15, 101, 5.0  # repeats of a case, and how long they may take

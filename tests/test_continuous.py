@@ -22,7 +22,7 @@ from continuous import (
     second,
     uniforms,
 )
-from gradthrough.laws.quantiles import log_gamma_quantile, log_gamma_slope
+from gradthrough.laws.gamma_quantile import log_gamma_quantile, log_gamma_slope
 from problems import refuses, uniform
 
 EXACT = 1e-10

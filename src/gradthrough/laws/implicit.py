@@ -9,7 +9,8 @@ from torch.nn.functional import logsigmoid
 
 from .._random import exponentials, normals
 from .continuous import Continuous
-from .quantiles import inner, log_gamma_quantile
+from .gamma_quantile import log_gamma_quantile
+from .quantiles import inner
 
 _FAR = 340.0  # log |z|: the square of z still has room in float64
 
