@@ -24,96 +24,34 @@ from pathlib import Path
 from typing import Any, cast
 
 import _timing as timing
-import mpmath
 import torch
 import torch.distributions as td
+from _implicit import POINTS, errors
+from _plain import (
+    count,
+    gates,
+    recursion,
+    rsample,
+    softmax_loop,
+    straight_through,
+    top_k,
+    unrolled,
+)
 from torch import Tensor
 
 import gradthrough as gt
 from gradthrough.auditing.cost import allocated_bytes, now
 from gradthrough.bench import records
 from gradthrough.bench.environment import environment
-from gradthrough.laws.gamma_quantile import log_gamma_quantile
 
 COMMITTED = Path(__file__).parent / "results" / "structured.csv"
 LEAST, MOST, SECONDS = 15, 101, 5.0  # repeats of a case, and how long they may take
-POINTS = 200  # at which derivatives are compared
 HEAD = (
     "function", "size", "peer", "part", "repeats", "ours_us", "peer_us", "ratio", "ratio_low",
     "ratio_high", "ours_bytes", "peer_bytes", "bytes_ratio", "ours_error", "peer_error", "device",
     "torch", "threads", "commit", "load", "environment",
 )  # fmt: skip
 Row = dict[str, str]
-mp: Any = mpmath
-
-
-# --- The peers. `noise` is what the library calls so: with it both sides draw the same.
-
-
-def _gumbels(x: Tensor, noise: Tensor | None) -> Tensor:
-    e = torch.empty_like(x).exponential_() if noise is None else -torch.log1p(-noise)
-    return -e.log()
-
-
-def recursion(theta: Tensor, *, k: int) -> Tensor:
-    """SIMPLE by the paper's recursion over classes: log Z, its gradient, and a draw."""
-    rows = [torch.zeros_like(theta[:, :1])]  # log sums over 0 to min(i, k) of the first i classes
-    for i in range(theta.shape[-1]):
-        out, with_it = rows[-1], rows[-1] + theta[:, i : i + 1]
-        parts = [out[:, :1], torch.logaddexp(out[:, 1:], with_it[:, :-1]), with_it[:, -1:]]
-        rows.append(torch.cat(parts if i < k else parts[:2], -1))
-    mu = torch.autograd.grad(rows[-1][:, k].sum(), theta, create_graph=True)[0]
-    with torch.no_grad():
-        left = torch.full_like(theta[:, :1], k, dtype=torch.int64)
-        u, z = torch.rand_like(theta).log(), torch.zeros_like(theta)
-        for i in reversed(range(theta.shape[-1])):
-            taken = rows[i].gather(-1, (left - 1).clamp_min(0)) + theta[:, i : i + 1]
-            take = (u[:, i : i + 1] < taken - rows[i + 1].gather(-1, left)) & (left > 0)
-            z[:, i : i + 1] = take.to(z.dtype)
-            left = left - take.long()
-    return z + mu - mu.detach()
-
-
-def softmax_loop(logits: Tensor, *, k: int, tau: float, noise: Tensor | None = None) -> Tensor:
-    """Relaxed k-hot points: k softmaxes, what is taken leaves the next."""
-    a, point = logits + _gumbels(logits, noise), torch.zeros_like(logits)
-    for _ in range(k):
-        p = (a / tau).softmax(-1)
-        point = point + p
-        a = a + (1.0 - p).clamp_min(torch.finfo(p.dtype).tiny).log()
-    return point
-
-
-def top_k(logits: Tensor, *, k: int, noise: Tensor | None = None) -> Tensor:
-    """Gumbel-top-k: the k largest of log-probabilities and Gumbel noise."""
-    return (logits.log_softmax(-1) + _gumbels(logits, noise)).topk(k, -1)[1]
-
-
-def unrolled(scores: Tensor, *, iterations: int) -> Tensor:
-    """Sinkhorn in log space, differentiated by autograd."""
-    for _ in range(iterations):
-        scores = scores - scores.logsumexp(-1, keepdim=True)
-        scores = scores - scores.logsumexp(-2, keepdim=True)
-    return scores.exp()
-
-
-def gates(log_alpha: Tensor, *, noise: Tensor | None = None) -> Tensor:
-    """Hard Concrete as the paper has it."""
-    u = torch.rand_like(log_alpha) if noise is None else noise
-    s = ((u.log() - (1.0 - u).log() + log_alpha) / (2 / 3)).sigmoid()
-    return (s * 1.2 - 0.1).clamp(0.0, 1.0)
-
-
-def straight_through(logits: Tensor) -> Tensor:
-    """Multiplier of a drawn expert: its entry of a one-hot sample with softmax's derivative."""
-    p = logits.softmax(-1)
-    index = torch.multinomial(p.detach(), 1)
-    z = torch.zeros_like(p).scatter(-1, index, 1.0) + p - p.detach()
-    return z.gather(-1, index)
-
-
-def _rsample(kind: Callable[..., Any], *parameters: Tensor) -> Tensor:
-    return kind(*parameters).rsample()
 
 
 def _pathwise(kind: Callable[..., Any], *parameters: Tensor) -> Tensor:
@@ -124,70 +62,6 @@ def _pathwise(kind: Callable[..., Any], *parameters: Tensor) -> Tensor:
 def _count(logits: Tensor, *, total_count: int) -> Tensor:
     law = gt.as_distribution(td.Binomial(total_count, logits=logits)).expand(1)
     return law.draw(torch.rand(law.noise_shape("variable"), dtype=torch.float64))[0]
-
-
-def _torch_count(logits: Tensor, *, total_count: int) -> Tensor:
-    return td.Binomial(total_count, logits=logits).sample()
-
-
-# --- Derivatives of implicit reparameterisation, against 50 digits.
-
-
-def _implicit(cdf: Callable[[Any], Any], a: float, density: Any) -> Any:  # noqa: ANN401
-    h = mp.mpf(10) ** -16  # the error of the quotient is of the order of h squared
-    return -(cdf(a + h) - cdf(a - h)) / (2 * h) / density
-
-
-def gamma_slope(a: float, log_z: float) -> Any:  # noqa: ANN401 - a number of mpmath
-    """Return d log z / da of the quantile z of Gamma(a, 1)."""
-    a, z = mp.mpf(a), mp.exp(mp.mpf(log_z))
-    density = mp.exp(a * mp.log(z) - z - mp.loggamma(a))
-    return _implicit(lambda x: mp.gammainc(x, 0, z, regularized=True), a, density)
-
-
-def beta_slope(a: float, b: float, z: float) -> Any:  # noqa: ANN401
-    """Return dz/da of the quantile z of Beta(a, b)."""
-    a, b, z = mp.mpf(a), mp.mpf(b), mp.mpf(z)
-    density = z ** (a - 1) * (1 - z) ** (b - 1) / mp.beta(a, b)
-    return _implicit(lambda x: mp.betainc(x, b, 0, z, regularized=True), a, density)
-
-
-def errors(entries: int, points: int = POINTS) -> tuple[float, float]:
-    """Return our largest error and torch's for Gamma (1 entry), Beta (2), Dirichlet (more)."""
-    c = torch.randn(points, entries, dtype=torch.float64).exp().clamp(0.3, 30.0).requires_grad_()
-    if entries == 1:
-        law: Any = td.Gamma(c, torch.ones_like(c))
-    else:
-        law = td.Beta(c[:, 0], c[:, 1]) if entries == 2 else td.Dirichlet(c)
-    ours, one = cast(Any, gt.as_distribution(law).expand(1)), gt.Pathwise()
-    noise = one.noise(ours)
-    logs = log_gamma_quantile(c.detach(), noise.reshape(c.shape)).tolist()
-    samples = (one.draw(ours, noise).points[0], law.rsample())
-    found = [_first_slopes(z, c) for z in samples]
-    plain = samples[1].detach().reshape(points, -1)[:, 0].tolist()
-    worst = [0.0, 0.0]
-    with mp.workdps(50):
-        for i, (each, log_z) in enumerate(zip(c.tolist(), logs, strict=True)):
-            sizes = [mp.exp(mp.mpf(x)) for x in log_z]
-            rest = sum(sizes[1:]) / sum(sizes) if entries > 1 else 1
-            share = sizes[0] / sum(sizes) if entries > 1 else sizes[0]
-            direct = share * rest * gamma_slope(each[0], log_z[0])  # of what is made from gammas
-            torchs = (
-                plain[i] * gamma_slope(each[0], mp.log(plain[i]))
-                if entries == 1
-                else beta_slope(each[0], sum(each[1:]), plain[i])
-            )
-            for side, want in enumerate((direct, torchs)):
-                worst[side] = max(worst[side], float(abs(found[side][i] / want - 1)))
-    return worst[0], worst[1]
-
-
-def _first_slopes(z: Tensor, c: Tensor) -> list[float]:
-    first = z if z.ndim == 1 else z[:, 0]
-    return torch.autograd.grad(first.sum(), c)[0][:, 0].tolist()
-
-
-# --- What is measured.
 
 
 @dataclass(frozen=True)
@@ -219,7 +93,7 @@ class Case:
 
 def _sample(kind: Any, parameters: str, shape: tuple[int, ...], entries: int = 0) -> Case:  # noqa: ANN401
     name = kind.__name__
-    both = partial(_pathwise, kind), partial(_rsample, kind)
+    both = partial(_pathwise, kind), partial(rsample, kind)
     peer = f"`{name}.rsample`"
     return Case(f"`Pathwise`, {name}", peer, shape, *both, {}, parameters, entries)
 
@@ -241,7 +115,7 @@ CASES = [
     _sample(td.Beta, "pp", (64, 100), 2),
     _sample(td.Dirichlet, "p", (640, 10), 10),
     _sample(td.StudentT, "prp", (64, 100)),
-    Case("draw of a Binomial", "`Binomial.sample`", (64, 100), _count, _torch_count,
+    Case("draw of a Binomial", "`Binomial.sample`", (64, 100), _count, count,
          {"total_count": 1000}, differentiable=False),
     Case("`sparsemixer_v2`", "one-hot straight-through", (4096, 8),
          lambda x: gt.sparsemixer_v2(x).multiplier, straight_through),
