@@ -91,3 +91,12 @@ def test_the_formulas():
 def test_what_is_refused(make, error, words):
     with pytest.raises(error, match=words):
         make()
+
+
+@pytest.mark.parametrize("schedule", ALL.values(), ids=ALL)
+def test_a_step_that_is_none_is_refused_and_a_tensor_is_a_step(schedule):
+    with pytest.raises(gt.UnsupportedError, match="a str came"):
+        schedule("seven")
+    with pytest.raises(gt.DomainError, match="from 0, but step is -1"):
+        schedule(-1)
+    assert schedule(torch.tensor(7)) == pytest.approx(schedule(7))

@@ -237,3 +237,10 @@ def test_every_row_of_a_jacobian_can_be_asked_for_at_once():
     for strategy in ("reverse-mode", "forward-mode"):
         got = jacobian(s.sinkhorn, x, vectorize=True, strategy=strategy)
         close(got, jacobian(s.sinkhorn, x))
+
+
+def test_scores_that_are_no_matrix_are_told_what_a_matrix_is():
+    with pytest.raises(gt.ShapeError, match=r"\(3,\)\. Give one row of n scores for each"):
+        gt.structured.sinkhorn(torch.zeros(3))
+    with pytest.raises(gt.ShapeError, match=r"\(3, 4\)\. Pad the shorter side"):
+        gt.structured.sinkhorn(torch.zeros(3, 4))

@@ -6,6 +6,7 @@ import abc
 import math
 import numbers
 from dataclasses import dataclass
+from typing import Any
 
 from ._errors import DomainError, UnsupportedError
 
@@ -25,6 +26,17 @@ def _check_steps(name: str, value: object) -> None:
         raise UnsupportedError(f"{name} must be an int, but a {type(value).__name__} came.")
     if value < 1:
         raise DomainError(f"{name} must be at least 1, but is {value}.")
+
+
+def _check_step(step: Any) -> None:  # noqa: ANN401 - what trainers count with
+    try:
+        sound = float(step) >= 0.0
+    except (TypeError, ValueError) as error:
+        raise UnsupportedError(
+            f"step must be a number of steps, but a {type(step).__name__} came."
+        ) from error
+    if not sound:
+        raise DomainError(f"steps are counted from 0, but step is {step}.")
 
 
 @dataclass(frozen=True)
@@ -50,6 +62,7 @@ class Constant:
 
     def __call__(self, step: int) -> float:
         """Return the temperature of a step, counted from 0."""
+        _check_step(step)
         return float(self.tau)
 
 
@@ -93,6 +106,7 @@ class Exponential:
 
     def __call__(self, step: int) -> float:
         """Return the temperature of a step, counted from 0."""
+        _check_step(step)
         looked = step // self.every * self.every
         return max(float(self.floor), float(self.start) * math.exp(-self.rate * looked))
 
@@ -112,6 +126,7 @@ class _Way(abc.ABC):
 
     def __call__(self, step: int) -> float:
         """Return the temperature of a step, counted from 0."""
+        _check_step(step)
         share = self._share(min(step / self.steps, 1.0))
         return float(share * self.start + (1.0 - share) * self.end)
 

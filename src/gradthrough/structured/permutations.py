@@ -115,9 +115,13 @@ def _sound(scores: object) -> Tensor:
     """Return scores in float32 or better, each matrix less its maximum, or say what is wrong."""
     checked = check_logits(scores, -1)
     if checked.ndim < 2 or checked.shape[-1] != checked.shape[-2]:
+        remedy = (
+            "Give one row of n scores for each of n items."
+            if checked.ndim < 2
+            else "Pad the shorter side with a constant: what is matched to it is left out."
+        )
         raise ShapeError(
-            f"scores must have shape (*batch, n, n), but have {tuple(checked.shape)}. Pad the "
-            "shorter side with a constant: what is matched to it is left out."
+            f"scores must have shape (*batch, n, n), but have {tuple(checked.shape)}. {remedy}"
         )
     check_rows(checked)
     check_rows(checked.mT)

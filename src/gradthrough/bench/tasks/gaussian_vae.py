@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from ..._random import uniforms
 from ...laws.continuous import Normal
 from ...laws.convert import as_distribution
-from ..data import Binarize
 from .tutorial_vae import AbstractTutorialVAE, AbstractWeighted
 
 
@@ -100,15 +99,7 @@ class GaussianVAE(AbstractTutorialVAE):
         Kingma, Welling, ICLR 2014, arXiv:1312.6114.
     """
 
-    dataset: str = "mnist"
     latents: int = 20
-    hidden: tuple[int, ...] = (400,)
-    binarize: Binarize = "none"
-    valid: int = 0
-    bound_samples: int = 100
-    kl_beta: float = 1.0
-    kl_epochs: int = 0
-    free_bits: float = 0.0
 
     name: ClassVar[str] = "gaussian_vae"
 

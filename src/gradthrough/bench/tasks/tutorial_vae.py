@@ -83,10 +83,16 @@ class AbstractTutorialVAE(AbstractImageVAE):
         arXiv:1511.06349. free bits: Kingma et al., NeurIPS 2016, arXiv:1606.04934.
     """
 
+    dataset: str = "mnist"
+    latents: int = 10
+    hidden: tuple[int, ...] = (400,)
+    binarize: Binarize = "none"
+    valid: int = 0
+    bound_samples: int = 100
     # Not `beta`, which is an option of an estimator: a flag of the command line has one meaning.
-    kl_beta: float
-    kl_epochs: int
-    free_bits: float
+    kl_beta: float = 1.0
+    kl_epochs: int = 0
+    free_bits: float = 0.0
 
     metrics: ClassVar[tuple[Metric, ...]] = (
         Metric("loss", "nats", "lower", "loss"),
@@ -163,15 +169,6 @@ class TutorialVAE(AbstractTutorialVAE):
         Jang, Gu, Poole, ICLR 2017, arXiv:1611.01144.
     """
 
-    dataset: str = "mnist"
-    latents: int = 10
-    hidden: tuple[int, ...] = (400,)
-    binarize: Binarize = "none"
-    valid: int = 0
-    bound_samples: int = 100
-    kl_beta: float = 1.0
-    kl_epochs: int = 0
-    free_bits: float = 0.0
     classes: int = 20
 
     name: ClassVar[str] = "tutorial_vae"
